@@ -1,0 +1,23 @@
+"""Fixtures that every suite may use: a real database, a real PostgREST and the provider simulator."""
+
+from __future__ import annotations
+
+from tests.fixtures.database import (
+    database,
+    database_template,
+    module_database,
+    module_postgrest,
+    new_database,
+    postgres,
+    postgrest,
+)
+
+__all__ = [
+    "database",
+    "database_template",
+    "module_database",
+    "module_postgrest",
+    "new_database",
+    "postgres",
+    "postgrest",
+]
