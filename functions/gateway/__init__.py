@@ -1,0 +1,1 @@
+"""The shared core of every function: one gateway, whatever the entry point."""

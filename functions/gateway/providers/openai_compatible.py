@@ -1,0 +1,588 @@
+"""OpenAI's chat completions wire, as OpenAI and everyone who imitates it speak it.
+
+What differs between those providers is in their registry entries. What differs between their answers is
+read here without asking who sent them, since self-hosted servers of unknown make speak this wire too.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from gateway import json_text
+from gateway.providers.sse import EventTooLargeError, ServerSentEvent, SSEDecoder
+from gateway.providers.wire import (
+    Answer,
+    AuthStyle,
+    ChatWire,
+    Chunk,
+    Fault,
+    ProviderCall,
+    ProviderError,
+    StreamDone,
+    StreamEvent,
+    StreamFailed,
+    UpstreamRequest,
+)
+from gateway.redaction import REDACTED, redact
+from gateway.schemas.usage import TokenUsage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+MAX_PLAUSIBLE_TOKENS = 100_000_000
+"""A count above this is no count: no model has a context a tenth as long."""
+
+_BOUND_FIELDS = ("max_tokens", "max_completion_tokens")
+_MAX_MESSAGE_CHARS = 600
+_MAX_RETRY_AFTER_SECONDS = 3600.0
+_USAGE_NULL_AT_END = ',"usage":null}'
+
+
+class OpenAICompatibleWire:
+    """OpenAI's chat completions, plain and streamed."""
+
+    name = "openai"
+
+    def build_request(self, call: ProviderCall) -> UpstreamRequest:
+        """Return the client's own object with the model, the bound and the stream options put right.
+
+        `models` and `route: fallback` stay behind: the gateway falls back by itself, so that each attempt
+        is priced and admitted. Raises ProviderError (operator) where the key is missing or unusable.
+        """
+        provider = call.provider
+        body = {
+            name: value
+            for name, value in call.body.items()
+            if name not in _BOUND_FIELDS and name not in {"models", "stream", "stream_options"}
+        }
+        if body.get("route") == "fallback":
+            del body["route"]
+        body["model"] = call.model
+        if call.output_bound is not None:
+            body[provider.output_bound_field] = call.output_bound
+        if call.stream:
+            body["stream"] = True
+            options = dict(call.body.get("stream_options") or {})
+            options.pop("include_usage", None)
+            if provider.stream_usage_option:
+                options["include_usage"] = True
+            if options:
+                body["stream_options"] = options
+        return UpstreamRequest(
+            method="POST",
+            url=f"{call.base_url.rstrip('/')}/chat/completions",
+            headers=_headers(call),
+            content=json_text.dump(body),
+        )
+
+    def parse_answer(self, call: ProviderCall, content: bytes) -> Answer:
+        """Return the provider's object as it came, and what can be read from it."""
+        try:
+            body = json_text.parse_provider(content)
+        except ValueError as error:
+            raise _unreadable(call, f"not JSON: {error}") from None
+        if not isinstance(body, dict):
+            raise _unreadable(call, f"a JSON {type(body).__name__} where an object belongs")
+        choices = body.get("choices")
+        if body.get("error") and not choices:
+            # OpenRouter answers 200 and puts the error into the body when the model fails.
+            raise _error_in_body(call, body)
+        if (
+            not isinstance(choices, list)
+            or not all(isinstance(choice, dict) for choice in choices)
+            or not choices
+        ):
+            raise _unreadable(call, "an answer without choices")
+        generated = tuple("".join(_texts(choice.get("message"))) for choice in choices)
+        reported = body.get("usage")
+        usage = read_usage(reported, reasoning_apart=call.provider.reasoning_apart)
+        return Answer(
+            body=body,
+            usage=_credible(usage, generated),
+            finish_reasons=tuple(
+                choice["finish_reason"] for choice in choices if isinstance(choice.get("finish_reason"), str)
+            ),
+            generated=generated,
+            reported_cost_usd=read_cost(reported),
+        )
+
+    def parse_error(
+        self, call: ProviderCall, status: int, headers: Mapping[str, str], content: bytes
+    ) -> ProviderError:
+        try:
+            body = json_text.parse_provider(content)
+        except ValueError:
+            body = None
+        return _error(call, status, body, retry_after=_retry_after(headers), excerpt=content)
+
+    def open_stream(self, call: ProviderCall) -> OpenAIStream:
+        return OpenAIStream(call)
+
+
+class OpenAIStream:
+    """One streamed answer.
+
+    Usage is taken out of the chunks wherever a provider puts it: on a chunk of its own with empty choices
+    (OpenAI), on the last chunk with choices (Mistral), on every chunk (vLLM's continuous statistics), under
+    `x_groq` (Groq): the last one that makes sense wins. Clients that asked for it get it from
+    `usage_chunk`, the others see no trace of it.
+    """
+
+    def __init__(self, call: ProviderCall) -> None:
+        self._call = call
+        self._decoder = SSEDecoder()
+        self._texts: dict[int, list[str]] = {}
+        self._finish_reasons: dict[int, str] = {}
+        self._head: dict[str, Any] = {}
+        self._usage: TokenUsage | None = None
+        self._usage_reported: dict[str, Any] | None = None
+        self._cost: Decimal | None = None
+        self._said_done = False
+        self._failed = False
+
+    @property
+    def usage(self) -> TokenUsage | None:
+        return _credible(self._usage, self.generated)
+
+    @property
+    def reported_cost_usd(self) -> Decimal | None:
+        return self._cost
+
+    @property
+    def finish_reasons(self) -> tuple[str, ...]:
+        return tuple(self._finish_reasons[index] for index in sorted(self._finish_reasons))
+
+    @property
+    def generated(self) -> tuple[str, ...]:
+        return tuple("".join(self._texts[index]) for index in sorted(self._texts))
+
+    @property
+    def complete(self) -> bool:
+        if self._failed:
+            return False
+        if self._said_done:
+            return True
+        expected = self._call.body.get("n") or 1
+        return len(self._finish_reasons) >= expected and self._finish_reasons.keys() >= self._texts.keys()
+
+    def feed(self, data: bytes) -> list[StreamEvent]:
+        if self._said_done or self._failed:
+            return []
+        try:
+            events = self._decoder.feed(data)
+        except EventTooLargeError as error:
+            return [self._fail(_unreadable(self._call, str(error)))]
+        return self._take_all(events)
+
+    def close(self) -> list[StreamEvent]:
+        if self._said_done or self._failed:
+            return []
+        try:
+            pending = self._decoder.close()
+        except EventTooLargeError as error:
+            return [self._fail(_unreadable(self._call, str(error)))]
+        if pending and pending[-1].data.strip() != "[DONE]":
+            # The last event lacks its blank line: whole if it is JSON, else what a cut has left.
+            try:
+                json_text.parse_provider(pending[-1].data)
+            except ValueError:
+                del pending[-1]
+        return self._take_all(pending)
+
+    def usage_chunk(self, usage: TokenUsage | None = None, **fields: Any) -> Chunk:
+        reported = self._usage_reported
+        if self.usage is None:
+            reported = openai_usage(usage) if usage is not None else None
+        return Chunk({**self._head, "choices": [], "usage": reported, **fields})
+
+    def _take_all(self, events: list[ServerSentEvent]) -> list[StreamEvent]:
+        taken: list[StreamEvent] = []
+        for event in events:
+            result = self._take(event)
+            if result is not None:
+                taken.append(result)
+            if self._said_done or self._failed:
+                break
+        return taken
+
+    def _take(self, event: ServerSentEvent) -> StreamEvent | None:
+        text = event.data.strip()
+        if not text:
+            return None
+        if text == "[DONE]":
+            self._said_done = True
+            return StreamDone()
+        try:
+            chunk = json_text.parse_provider(text)
+        except ValueError as error:
+            return self._fail(_unreadable(self._call, f"a chunk that is not JSON: {error}"))
+        if not isinstance(chunk, dict):
+            return self._fail(_unreadable(self._call, f"a chunk that is a JSON {type(chunk).__name__}"))
+        return self._take_chunk(chunk, text, is_error=event.event == "error")
+
+    def _take_chunk(self, chunk: dict[str, Any], text: str, *, is_error: bool) -> StreamEvent | None:
+        usage = self._take_usage(chunk)
+        if is_error or chunk.get("error"):
+            return self._fail(_error_in_body(self._call, chunk))
+        if not self._head:
+            self._head = {
+                name: value for name, value in chunk.items() if name not in {"choices", "usage", "x_groq"}
+            }
+        choices = chunk.get("choices")
+        if choices == [] and usage is not None:
+            return None
+        for choice in choices if isinstance(choices, list) else []:
+            self._take_choice(choice)
+        return self._pass_on(chunk, text)
+
+    def _take_usage(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
+        reported = chunk.get("usage")
+        if not isinstance(reported, dict):
+            groq = chunk.get("x_groq")
+            nested = groq.get("usage") if isinstance(groq, dict) else None
+            usage = read_usage(nested)
+            if usage is not None:
+                self._usage, self._usage_reported = usage, nested
+            return None
+        usage = read_usage(reported, reasoning_apart=self._call.provider.reasoning_apart)
+        if usage is not None:
+            self._usage, self._usage_reported = usage, reported
+            self._cost = read_cost(reported)
+        return reported
+
+    def _take_choice(self, choice: Any) -> None:
+        if not isinstance(choice, dict):
+            return
+        index = choice.get("index")
+        index = index if isinstance(index, int) else 0
+        texts = self._texts.setdefault(index, [])
+        texts.extend(_texts(choice.get("delta")))
+        reason = choice.get("finish_reason")
+        if isinstance(reason, str) and reason:
+            self._finish_reasons[index] = reason
+
+    def _pass_on(self, chunk: dict[str, Any], text: str) -> Chunk:
+        raw: str | None = text
+        if "usage" in chunk:
+            if not self._call.wants_usage:
+                del chunk["usage"]
+                # OpenAI's own position for it; cutting the text spares encoding each chunk anew. The brace
+                # that ends the text closes the outermost object, so this is no other object's usage.
+                raw = f"{text[: -len(_USAGE_NULL_AT_END)]}}}" if text.endswith(_USAGE_NULL_AT_END) else None
+            elif chunk["usage"] is not None:
+                chunk["usage"] = None
+                raw = None
+        if raw is not None and ("\n" in raw or "NaN" in raw or "Infinity" in raw):
+            raw = None
+        return Chunk(chunk, raw)
+
+    def _fail(self, error: ProviderError) -> StreamFailed:
+        self._failed = True
+        return StreamFailed(error)
+
+
+def read_usage(reported: Any, *, reasoning_apart: bool = False) -> TokenUsage | None:
+    """Return OpenAI's usage object in disjoint classes; None where it makes no sense.
+
+    `prompt_tokens` holds the cached, cache-writing, audio and image tokens, each taken out in this order;
+    DeepSeek names the cached ones `prompt_cache_hit_tokens`. Where the parts exceed the whole, the later
+    part is cut to what is left of it. `completion_tokens` holds the reasoning tokens, unless the total says
+    otherwise (or `reasoning_apart` does, and the total is no witness to the contrary): then they are added.
+
+    A count that is negative, broken, a string or beyond MAX_PLAUSIBLE_TOKENS is treated as not told. With no
+    prompt count, or none of the answer, there is no usage. No prompt is empty: 0 counts as not told, too.
+    """
+    if not isinstance(reported, dict):
+        return None
+    total = _count(reported.get("total_tokens"))
+    cache_hits = _count(reported.get("prompt_cache_hit_tokens"))
+    cache_misses = _count(reported.get("prompt_cache_miss_tokens"))
+    prompt = _count(reported.get("prompt_tokens"))
+    if prompt is None and cache_hits is not None and cache_misses is not None:
+        prompt = cache_hits + cache_misses
+    if not prompt:
+        return None
+    completion = _count(reported.get("completion_tokens"))
+    if completion is None:
+        if total is None or total < prompt:
+            return None
+        completion = total - prompt
+
+    sent = _details(reported, "prompt_tokens_details")
+    cached = _count(sent.get("cached_tokens"))
+    parts: list[int | None] = []
+    rest = prompt
+    for told in (
+        cache_hits if cached is None else cached,
+        _count(sent.get("cache_write_tokens")),
+        _count(sent.get("audio_tokens")),
+        _count(sent.get("image_tokens")),
+    ):
+        part = None if told is None else min(told, rest)
+        rest -= part or 0
+        parts.append(part)
+
+    made = _details(reported, "completion_tokens_details")
+    reasoning = _count(made.get("reasoning_tokens"))
+    if reasoning:
+        inside, outside = prompt + completion, prompt + completion + reasoning
+        if total == outside or (reasoning_apart and total != inside):
+            completion += reasoning
+    audio = _count(made.get("audio_tokens"))
+    audio = None if audio is None else min(audio, completion)
+    output = completion - (audio or 0)
+    return TokenUsage(
+        input=rest,
+        cached_input=parts[0],
+        cache_write=parts[1],
+        audio_input=parts[2],
+        image_input=parts[3],
+        output=output,
+        audio_output=audio,
+        reasoning=None if reasoning is None else min(reasoning, output),
+    )
+
+
+def openai_usage(usage: TokenUsage) -> dict[str, Any]:
+    """Return OpenAI's usage object for counts of our own; details only where they are known."""
+    reported: dict[str, Any] = {
+        "prompt_tokens": usage.total_input,
+        "completion_tokens": usage.total_output,
+        "total_tokens": usage.total,
+    }
+    sent = {
+        "cached_tokens": usage.cached_input,
+        "cache_write_tokens": usage.cache_write,
+        "audio_tokens": usage.audio_input,
+        "image_tokens": usage.image_input,
+    }
+    made = {"reasoning_tokens": usage.reasoning, "audio_tokens": usage.audio_output}
+    for name, details in (("prompt_tokens_details", sent), ("completion_tokens_details", made)):
+        known = {key: count for key, count in details.items() if count is not None}
+        if known:
+            reported[name] = known
+    return reported
+
+
+def read_cost(reported: Any) -> Decimal | None:
+    """Return what the provider says that the call cost, in USD (OpenRouter's credits are dollars)."""
+    cost = reported.get("cost") if isinstance(reported, dict) else None
+    if isinstance(cost, bool) or not isinstance(cost, int | float) or not math.isfinite(cost) or cost < 0:
+        return None
+    # Through its shortest text: Decimal(0.1) would carry the binary fraction's fifty digits.
+    return Decimal(str(cost))
+
+
+def _count(value: Any) -> int | None:
+    if isinstance(value, float) and value.is_integer():
+        # Servers written in JavaScript or Lua may write 12 as 12.0.
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_PLAUSIBLE_TOKENS:
+        return None
+    return value
+
+
+def _details(reported: dict[str, Any], name: str) -> dict[str, Any]:
+    details = reported.get(name)
+    return details if isinstance(details, dict) else {}
+
+
+def _credible(usage: TokenUsage | None, generated: tuple[str, ...]) -> TokenUsage | None:
+    # A provider that says it made nothing, while text has arrived, has not told what it made.
+    if usage is not None and usage.total_output == 0 and any(generated):
+        return None
+    return usage
+
+
+def _texts(message: Any) -> Iterator[str]:
+    """Yield everything in a message or delta that the model generated, for counting."""
+    if not isinstance(message, dict):
+        return
+    yield from _content_texts(message.get("content"))
+    reasoning = message.get("reasoning_content")
+    if not isinstance(reasoning, str):
+        # OpenRouter's and Groq's name for it. Some servers send both, with the same text.
+        reasoning = message.get("reasoning")
+    for text in (reasoning, message.get("refusal")):
+        if isinstance(text, str):
+            yield text
+    calls = message.get("tool_calls")
+    functions = (
+        [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    )
+    for function in (*functions, message.get("function_call")):
+        if isinstance(function, dict):
+            for text in (function.get("name"), function.get("arguments")):
+                if isinstance(text, str):
+                    yield text
+
+
+def _content_texts(content: Any) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list):
+        # Mistral's reasoning models: [{"type": "thinking", "thinking": [{"type": "text", "text": …}]}, …].
+        for part in content:
+            if isinstance(part, dict):
+                if isinstance(part.get("text"), str):
+                    yield part["text"]
+                yield from _content_texts(part.get("thinking"))
+
+
+def _headers(call: ProviderCall) -> dict[str, str]:
+    provider = call.provider
+    headers = {
+        "content-type": "application/json",
+        "accept": "text/event-stream" if call.stream else "application/json",
+        **provider.extra_headers,
+    }
+    if call.stream:
+        # A compressed stream reaches us when the compressor's block is full, not when the token is there.
+        headers["accept-encoding"] = "identity"
+    for name, setting in provider.attribution.items():
+        value = call.site_url if setting == "site_url" else call.site_name
+        if value:
+            headers[name] = value
+    key = (call.key or "").strip()
+    if not key:
+        if provider.key_needed:
+            raise _operator_fault(call, "no provider key is set")
+        return headers
+    if not key.isascii() or not key.isprintable():
+        # An HTTP client would name the header's value in its error.
+        raise _operator_fault(call, "the provider key holds characters that no header may")
+    if provider.auth is AuthStyle.BEARER:
+        headers["authorization"] = f"Bearer {key}"
+    else:
+        headers[provider.auth.value] = key
+    return headers
+
+
+def _unreadable(call: ProviderCall, detail: str) -> ProviderError:
+    return ProviderError(
+        call.provider.name,
+        Fault.PROTOCOL,
+        f"{call.provider.title} sent an answer that could not be read.",
+        detail=_scrub(call, detail),
+    )
+
+
+def _operator_fault(call: ProviderCall, detail: str, status: int | None = None) -> ProviderError:
+    return ProviderError(
+        call.provider.name,
+        Fault.OPERATOR,
+        f"The gateway's connection to {call.provider.title} is not in order. Its operator has to see to it.",
+        status=status,
+        detail=detail,
+    )
+
+
+def _error_in_body(call: ProviderCall, body: dict[str, Any]) -> ProviderError:
+    """Read an error that came with status 200; OpenRouter's `code` is the status that it would have had."""
+    error = body.get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    if isinstance(code, str) and code.isdecimal():
+        code = int(code[:3])
+    status = code if isinstance(code, int) and not isinstance(code, bool) and 400 <= code <= 599 else 502  # noqa: PLR2004
+    return _error(call, status, body, retry_after=None, excerpt=json_text.dump(body))
+
+
+def _error(
+    call: ProviderCall, status: int, body: Any, *, retry_after: float | None, excerpt: bytes
+) -> ProviderError:
+    said = _scrub(call, _said(body))
+    error = body.get("error") if isinstance(body, dict) else None
+    error = error if isinstance(error, dict) else {}
+    detail = f"status {status}: {said or _scrub(call, excerpt[:2000].decode('utf-8', 'replace'))}"
+    fault = _fault(status, body, error)
+    title = call.provider.title
+    if fault is Fault.OPERATOR:
+        return _operator_fault(call, detail, status)
+    if fault is Fault.CLIENT:
+        message = f"{title} refused the request: {said or f'status {status}'}"
+    elif status in {408, 504}:
+        message = f"{title} took too long."
+    elif status == 429:  # noqa: PLR2004
+        message = f"{title} is limiting the gateway's requests. Try again later."
+    else:
+        message = f"{title} failed (status {status})."
+    return ProviderError(
+        call.provider.name,
+        fault,
+        message,
+        status=status,
+        code=_short(error.get("code")) if fault is Fault.CLIENT else None,
+        param=_short(error.get("param")) if fault is Fault.CLIENT else None,
+        retry_after=retry_after,
+        detail=detail,
+    )
+
+
+def _fault(status: int, body: Any, error: dict[str, Any]) -> Fault:
+    if status in {408, 429} or status >= 500:  # noqa: PLR2004
+        return Fault.TRANSIENT
+    if status in {401, 402, 403}:
+        # OpenRouter's 403 is about the prompt where its moderation says what it flagged.
+        metadata = error.get("metadata")
+        flagged = isinstance(metadata, dict) and "flagged_input" in metadata
+        return Fault.CLIENT if flagged else Fault.OPERATOR
+    if status < 400 or (status in {404, 405} and not isinstance(body, dict)):  # noqa: PLR2004
+        # A redirect, or a page instead of an API: the service's base URL is wrong.
+        return Fault.OPERATOR
+    return Fault.CLIENT
+
+
+def _said(body: Any) -> str:
+    """Return the text of an error: OpenAI's shape, Mistral's, FastAPI's, or a plain string."""
+    for _ in range(4):
+        if not isinstance(body, dict):
+            break
+        body = next((body[name] for name in ("error", "message", "detail") if body.get(name)), None)
+    if isinstance(body, list):
+        entries = [entry for entry in body if isinstance(entry, dict)][:8]
+        return "; ".join(
+            f"{json_text.dotted(tuple(entry.get('loc') or ()))}: {entry.get('msg')}"
+            if isinstance(entry.get("loc"), list)
+            else str(entry.get("msg") or entry.get("message") or "")
+            for entry in entries
+        )
+    return body if isinstance(body, str) else ""
+
+
+def _scrub(call: ProviderCall, text: str) -> str:
+    """Return a provider's text without our key, our address there, or anything like a secret."""
+    for secret in ((call.key or "").strip(), call.base_url.rstrip("/")):
+        if secret:
+            text = text.replace(secret, REDACTED)
+    text = "".join(char if char.isprintable() else " " for char in redact(text))
+    return text if len(text) <= _MAX_MESSAGE_CHARS else f"{text[:_MAX_MESSAGE_CHARS]}…"
+
+
+def _short(value: Any) -> str | None:
+    return redact(value)[:128] if isinstance(value, str) and value else None
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds to wait, within an hour; a date is taken against this machine's clock."""
+    lowered = {name.lower(): value for name, value in headers.items()}
+    try:
+        if "retry-after-ms" in lowered:
+            seconds = float(lowered["retry-after-ms"]) / 1000
+        else:
+            seconds = float(lowered["retry-after"])
+    except KeyError:
+        return None
+    except ValueError:
+        from email.utils import parsedate_to_datetime  # noqa: PLC0415 - 5 ms that no start should pay
+
+        try:
+            seconds = parsedate_to_datetime(lowered.get("retry-after", "")).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else None
+
+
+OPENAI_COMPATIBLE: ChatWire = OpenAICompatibleWire()

@@ -1,0 +1,137 @@
+"""The providers that the gateway knows: one entry each.
+
+An OpenAI-compatible provider is one entry here, its rows in the catalogue and its fixtures. A new wire
+format is also one file beside this one.
+
+Where an entry departs from the defaults, the reason stands beside it (looked up in November 2026).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.errors import Unprocessable
+from gateway.providers.openai_compatible import OPENAI_COMPATIBLE
+from gateway.providers.wire import Provider
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PROVIDERS: tuple[Provider, ...] = (
+    Provider(
+        name="openai",
+        title="OpenAI",
+        wire=OPENAI_COMPATIBLE,
+        base_url="https://api.openai.com/v1",
+        # max_tokens is deprecated there, and refused by the reasoning models.
+        output_bound_field="max_completion_tokens",
+    ),
+    Provider(
+        name="deepseek",
+        title="DeepSeek",
+        wire=OPENAI_COMPATIBLE,
+        base_url="https://api.deepseek.com",
+    ),
+    Provider(
+        name="openrouter",
+        title="OpenRouter",
+        wire=OPENAI_COMPATIBLE,
+        base_url="https://openrouter.ai/api/v1",
+        # Usage always comes; the option is deprecated and without effect.
+        stream_usage_option=False,
+        attribution={"http-referer": "site_url", "x-title": "site_name"},
+    ),
+    Provider(
+        name="groq",
+        title="Groq",
+        wire=OPENAI_COMPATIBLE,
+        base_url="https://api.groq.com/openai/v1",
+        output_bound_field="max_completion_tokens",
+    ),
+    Provider(
+        name="mistral",
+        title="Mistral",
+        wire=OPENAI_COMPATIBLE,
+        base_url="https://api.mistral.ai/v1",
+        # stream_options.include_usage and max_completion_tokens are both refused with 422 ("extra inputs are
+        # not permitted"); the last chunk carries usage all the same.
+        stream_usage_option=False,
+    ),
+    Provider(
+        name="together",
+        title="Together AI",
+        wire=OPENAI_COMPATIBLE,
+        base_url="https://api.together.xyz/v1",
+        aliases=("togetherai",),
+    ),
+    Provider(
+        name="xai",
+        title="xAI",
+        wire=OPENAI_COMPATIBLE,
+        base_url="https://api.x.ai/v1",
+        aliases=("grok",),
+        # Bounds the visible answer and the reasoning together; max_tokens is deprecated.
+        output_bound_field="max_completion_tokens",
+        # "counted separately from completion_tokens, but counted in the total_tokens" (xAI's documentation).
+        reasoning_apart=True,
+    ),
+    Provider(
+        name="huggingface",
+        title="Hugging Face",
+        wire=OPENAI_COMPATIBLE,
+        base_url="https://router.huggingface.co/v1",
+        aliases=("hf",),
+    ),
+    Provider(
+        name="ollama",
+        title="Ollama",
+        wire=OPENAI_COMPATIBLE,
+        base_url="http://127.0.0.1:11434/v1",
+        key_needed=False,
+    ),
+    Provider(
+        name="vllm",
+        title="vLLM",
+        wire=OPENAI_COMPATIBLE,
+        base_url="http://127.0.0.1:8000/v1",
+        key_needed=False,
+    ),
+    Provider(
+        name="openai-compatible",
+        title="the OpenAI-compatible service",
+        wire=OPENAI_COMPATIBLE,
+        base_url=None,
+        key_needed=False,
+    ),
+)
+
+
+def _by_name() -> Mapping[str, Provider]:
+    table: dict[str, Provider] = {}
+    for provider in PROVIDERS:
+        for name in (provider.name, *provider.aliases):
+            if name in table:
+                raise ValueError(f"two providers are named {name}")
+            table[name] = provider
+    return table
+
+
+_BY_NAME = _by_name()
+
+
+def find_provider(name: str) -> Provider | None:
+    """Return the provider of this name or alias, in any case; None where there is none."""
+    return _BY_NAME.get(name.lower())
+
+
+def provider_named(name: str) -> Provider:
+    """Return the provider of this name or alias. Raises Unprocessable (422) where there is none."""
+    provider = find_provider(name)
+    if provider is None:
+        names = ", ".join(known.name for known in PROVIDERS)
+        raise Unprocessable(
+            f"{name[:64]!r} is not a provider that the gateway knows. It knows: {names}.",
+            param="provider",
+            code="unknown_provider",
+        )
+    return provider

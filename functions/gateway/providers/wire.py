@@ -1,0 +1,262 @@
+"""What every wire format offers, so that a use case never asks which one it speaks.
+
+A wire translates. It knows no price, does no I/O, retries nothing, logs nothing and authenticates nobody:
+
+- `build_request`: a call in OpenAI's terms becomes the provider's HTTP request;
+- `parse_answer`: a provider's whole answer becomes OpenAI's, with what it used;
+- `open_stream`: bytes as they arrive become OpenAI's chunks, with what was used and said so far;
+- `parse_error`: a provider's refusal becomes a ProviderError that says whose fault it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gateway import json_text
+from gateway.errors import (
+    BadRequest,
+    GatewayError,
+    NotFound,
+    PayloadTooLarge,
+    ProviderFailed,
+    ProviderTimeout,
+    Unavailable,
+    Unprocessable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from decimal import Decimal
+
+    from gateway.schemas.usage import TokenUsage
+
+
+class AuthStyle(StrEnum):
+    """How a provider takes its key. Never in the URL: URLs are logged everywhere."""
+
+    BEARER = "bearer"
+    X_API_KEY = "x-api-key"
+    X_GOOG_API_KEY = "x-goog-api-key"
+
+
+class Fault(StrEnum):
+    """Whose fault a provider's failure is, and so what follows from it."""
+
+    CLIENT = "client"
+    """The request itself: the client is told, nothing else is tried."""
+    TRANSIENT = "transient"
+    """It may pass: the next route may be tried (408, 429, 5xx, no connection)."""
+    OPERATOR = "operator"
+    """The gateway's key, balance or address at the provider: the client sees 502, the operator the detail."""
+    PROTOCOL = "protocol"
+    """An answer that is none. Nothing else is tried: it may have been paid for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One entry of the registry: what is particular to a provider that speaks a known wire."""
+
+    name: str
+    title: str
+    """The name as people write it, for messages."""
+    wire: ChatWire
+    base_url: str | None
+    """Where it is by default; None where each service must say."""
+    aliases: tuple[str, ...] = ()
+    auth: AuthStyle = AuthStyle.BEARER
+    key_needed: bool = True
+    output_bound_field: str = "max_tokens"
+    """The field by which the provider takes the bound on output tokens."""
+    stream_usage_option: bool = True
+    """Whether `stream_options.include_usage` is understood; where it is not, usage comes unasked."""
+    reasoning_apart: bool = False
+    """Whether completion_tokens leaves out the reasoning tokens."""
+    attribution: Mapping[str, str] = field(default_factory=dict)
+    """Header name → which attribution setting it carries: `site_url` or `site_name`."""
+    extra_headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderCall:
+    """One call of a chat model, in OpenAI's terms, with where it goes."""
+
+    provider: Provider
+    base_url: str
+    model: str
+    """The model's name at the provider."""
+    body: Mapping[str, Any]
+    """The client's own JSON object; it is not changed."""
+    output_bound: int | None
+    """Tokens of output per choice that may be generated; None leaves the provider's own bound."""
+    stream: bool
+    key: str | None = field(default=None, repr=False)
+    wants_usage: bool = False
+    """Whether the client asked for usage in the stream."""
+    site_url: str | None = None
+    site_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """What to send. The headers hold the provider's key: they are never shown."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer in OpenAI's shape."""
+
+    body: dict[str, Any] = field(repr=False)
+    usage: TokenUsage | None
+    """None where the provider told none, or told nonsense: it is then estimated from the texts."""
+    finish_reasons: tuple[str, ...]
+    generated: tuple[str, ...] = field(repr=False)
+    """Everything that was generated, one text per choice."""
+    reported_cost_usd: Decimal | None = None
+    """What the provider says the call cost (OpenRouter); for comparison, never for charging."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One of OpenAI's chunks, to be passed on."""
+
+    data: dict[str, Any]
+    raw: str | None = None
+    """The chunk's JSON as it came, where it can go on unchanged."""
+
+    @property
+    def sse(self) -> bytes:
+        """The chunk as a server-sent event."""
+        payload = self.raw.encode("utf-8", "replace") if self.raw is not None else json_text.dump(self.data)
+        return b"data: " + payload + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFailed:
+    """The provider reported an error inside the stream, or sent what can't be read. Nothing follows."""
+
+    error: ProviderError
+
+
+@dataclass(frozen=True, slots=True)
+class StreamDone:
+    """The provider said that the stream is whole. Nothing follows."""
+
+
+StreamEvent = Chunk | StreamFailed | StreamDone
+
+
+class ChatStream(Protocol):
+    """The state of one streamed answer. It is not shared between calls."""
+
+    @property
+    def usage(self) -> TokenUsage | None:
+        """The latest usage that the provider told; None while there is none."""
+
+    @property
+    def reported_cost_usd(self) -> Decimal | None: ...
+
+    @property
+    def finish_reasons(self) -> tuple[str, ...]:
+        """Of each choice that has finished, in the order of the choices."""
+
+    @property
+    def generated(self) -> tuple[str, ...]:
+        """Everything that was generated so far, one text per choice."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer is whole: the provider said so, or every choice has finished."""
+
+    def feed(self, data: bytes) -> list[StreamEvent]:
+        """Take bytes as they arrived; return the events that they complete."""
+
+    def close(self) -> list[StreamEvent]:
+        """Take the end of the bytes; return what was still pending."""
+
+    def usage_chunk(self, usage: TokenUsage | None = None, **fields: Any) -> Chunk:
+        """Return OpenAI's last chunk: `choices: []` and the usage, with further top-level fields.
+
+        The usage is the provider's own object where it told one, else what is given here.
+        """
+
+
+class ChatWire(Protocol):
+    """A wire format for chat."""
+
+    name: str
+
+    def build_request(self, call: ProviderCall) -> UpstreamRequest:
+        """Translate the call. Raises Unprocessable (422) where the wire can't say what the client said."""
+
+    def parse_answer(self, call: ProviderCall, content: bytes) -> Answer:
+        """Translate a 2xx answer. Raises ProviderError where it is none."""
+
+    def parse_error(
+        self, call: ProviderCall, status: int, headers: Mapping[str, str], content: bytes
+    ) -> ProviderError:
+        """Translate an answer of any other status. Never raises: what can't be read is the provider's."""
+
+    def open_stream(self, call: ProviderCall) -> ChatStream:
+        """Return the state for one streamed answer."""
+
+
+class ProviderError(Exception):
+    """A provider's failure, sorted by whose fault it is.
+
+    `message` is fit for the client: it names the provider and holds neither key nor URL. `detail` is for
+    the log. `retry_after` is in seconds.
+    """
+
+    def __init__(
+        self,
+        provider: str,
+        fault: Fault,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+        detail: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.provider = provider
+        self.fault = fault
+        self.message = message
+        self.status = status
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
+        self.detail = detail
+
+    @property
+    def retryable(self) -> bool:
+        """Whether another route may be tried."""
+        return self.fault is Fault.TRANSIENT
+
+    def as_gateway_error(self) -> GatewayError:
+        """Return what the client is told when nothing else is left to try."""
+        detail = self.detail
+        if self.fault is Fault.CLIENT:
+            known: dict[int | None, type[GatewayError]] = {
+                404: NotFound,
+                413: PayloadTooLarge,
+                422: Unprocessable,
+            }
+            return known.get(self.status, BadRequest)(
+                self.message, code=self.code or "provider_refused", param=self.param, detail=detail
+            )
+        if self.fault is Fault.TRANSIENT:
+            if self.status in {408, 504}:
+                return ProviderTimeout(self.message, detail=detail)
+            if self.status in {None, 429, 503, 529}:
+                code = "provider_rate_limited" if self.status == 429 else "provider_unavailable"  # noqa: PLR2004
+                return Unavailable(self.message, code=code, retry_after=self.retry_after, detail=detail)
+        return ProviderFailed(self.message, detail=detail)
