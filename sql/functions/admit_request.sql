@@ -1,0 +1,526 @@
+create type gateway.limit_state as (
+    subject text,
+    subject_id bigint,
+    model_id bigint,
+    per text,
+    window_start timestamptz,
+    window_end timestamptz,
+    requests bigint,
+    tokens bigint,
+    spend_usd numeric,
+    warn_requests bigint,
+    warn_tokens bigint,
+    warn_spend_usd numeric,
+    used_requests bigint,
+    used_tokens bigint,
+    used_spend_usd numeric
+);
+comment on type gateway.limit_state is 'One limited window of one subject: its limits, its soft marks and what is used of it.';
+
+create function gateway.applicable_limits(
+    p_key_id bigint, p_customer_id bigint, p_model_ids bigint[], p_service_ids bigint[], p_time_zone text, p_at timestamptz
+) returns gateway.limit_state[]
+language plpgsql stable set search_path = ''
+as $$
+begin
+    return (
+        with settings as (
+            select default_requests_per_minute, default_tokens_per_minute from gateway.settings
+        ),
+        of_key as (
+            select * from gateway.limits where key_id = p_key_id
+        ),
+        found as (
+            select 'key' as subject, p_key_id as subject_id, 0::bigint as model_id, l.per,
+                l.requests, l.tokens, l.spend_usd, l.warn_requests, l.warn_tokens, l.warn_spend_usd
+            from of_key as l
+            where l.model_id is null and not l.each_model
+            union all
+            -- for each model by itself: the row that names it, then the key's row for each model, then the system's default, which
+            -- gives way to whatever the key's own rows say of the same window
+            select 'key', p_key_id, m.id, w.per,
+                coalesce(x.requests, e.requests, case when w.per = 'minute' and k.requests is null then s.default_requests_per_minute end),
+                coalesce(x.tokens, e.tokens, case when w.per = 'minute' and k.tokens is null then s.default_tokens_per_minute end),
+                coalesce(x.spend_usd, e.spend_usd),
+                coalesce(x.warn_requests, e.warn_requests), coalesce(x.warn_tokens, e.warn_tokens), coalesce(x.warn_spend_usd, e.warn_spend_usd)
+            from settings as s
+            cross join unnest(p_model_ids) as m (id)
+            cross join (values ('minute'), ('hour'), ('day'), ('month')) as w (per)
+            left join of_key as x on x.model_id = m.id and x.per = w.per
+            left join of_key as e on e.each_model and e.per = w.per
+            left join of_key as k on k.model_id is null and not k.each_model and k.per = w.per
+            union all
+            select 'customer', p_customer_id, 0, l.per, l.requests, l.tokens, l.spend_usd, l.warn_requests, l.warn_tokens, l.warn_spend_usd
+            from gateway.limits as l
+            where l.customer_id = p_customer_id
+            union all
+            select 'service', l.service_id, 0, l.per, l.requests, l.tokens, l.spend_usd, l.warn_requests, l.warn_tokens, l.warn_spend_usd
+            from gateway.limits as l
+            where l.service_id = any (p_service_ids)
+        )
+        select coalesce(array_agg(
+            (subject, subject_id, model_id, per, window_start,
+             gateway.window_end(per, window_start, time_zone),
+             requests, tokens, spend_usd, warn_requests, warn_tokens, warn_spend_usd, 0, 0, 0)::gateway.limit_state
+            order by subject, subject_id, model_id, per
+        ), '{}')
+        from (
+            select f.*, z.time_zone, gateway.window_start(f.per, p_at, z.time_zone) as window_start
+            from found as f
+            cross join lateral (select case when f.subject = 'service' then 'UTC' else p_time_zone end as time_zone) as z
+            where num_nonnulls(f.requests, f.tokens, f.spend_usd, f.warn_requests, f.warn_tokens, f.warn_spend_usd) > 0
+        ) as windowed
+    );
+end
+$$;
+comment on function gateway.applicable_limits(bigint, bigint, bigint[], bigint[], text, timestamptz) is 'The limits that a request of a key falls under, in the order in which their counters are locked. Usage is not filled in.';
+revoke all on function gateway.applicable_limits(bigint, bigint, bigint[], bigint[], text, timestamptz) from public;
+
+create function gateway.lock_counters(p_limits gateway.limit_state[]) returns gateway.limit_state[]
+language plpgsql set search_path = ''
+as $$
+declare
+    v_limits gateway.limit_state[];
+begin
+    -- Missing counters are made before any is locked, in key order: otherwise two could wait for each other.
+    insert into gateway.limit_counters (subject, subject_id, model_id, per, window_start)
+    select l.subject, l.subject_id, l.model_id, l.per, l.window_start
+    from unnest(p_limits) as l
+    where not exists (
+        select from gateway.limit_counters as c
+        where (c.subject, c.subject_id, c.model_id, c.per) = (l.subject, l.subject_id, l.model_id, l.per)
+    )
+    order by l.subject, l.subject_id, l.model_id, l.per
+    on conflict do nothing;
+
+    -- A request that waited for the lock over the turn of a window joins the newer one, never an older one.
+    select array_agg(
+        (l.subject, l.subject_id, l.model_id, l.per, greatest(l.window_start, c.window_start),
+         case when c.window_start > l.window_start then c.window_start + (l.window_end - l.window_start) else l.window_end end,
+         l.requests, l.tokens, l.spend_usd, l.warn_requests, l.warn_tokens, l.warn_spend_usd,
+         case when c.window_start >= l.window_start then c.requests else 0 end,
+         case when c.window_start >= l.window_start then c.tokens else 0 end,
+         case when c.window_start >= l.window_start then c.spend_usd else 0 end)::gateway.limit_state
+    )
+    into v_limits
+    from unnest(p_limits) as l
+    join (
+        select c.*
+        from gateway.limit_counters as c
+        join unnest(p_limits) as x on (c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per)
+        order by c.subject, c.subject_id, c.model_id, c.per
+        for update of c
+    ) as c on (c.subject, c.subject_id, c.model_id, c.per) = (l.subject, l.subject_id, l.model_id, l.per);
+    return v_limits;
+end
+$$;
+comment on function gateway.lock_counters(gateway.limit_state[]) is 'Locks the counters of these limits, in key order, and fills in what is used of each window.';
+revoke all on function gateway.lock_counters(gateway.limit_state[]) from public;
+
+create function gateway.describe_limits(p_limits gateway.limit_state[], p_at timestamptz) returns jsonb
+language plpgsql stable set search_path = ''
+as $$
+begin
+    return (
+        select jsonb_build_object(
+            'requests', (
+                select jsonb_build_object('limit', l.requests, 'remaining', greatest(l.requests - l.used_requests, 0),
+                                          'reset_seconds', ceil(extract(epoch from l.window_end - p_at))::bigint)
+                from unnest(p_limits) as l
+                where l.requests is not null
+                order by l.requests - l.used_requests, l.window_end desc
+                limit 1
+            ),
+            'tokens', (
+                select jsonb_build_object('limit', l.tokens, 'remaining', greatest(l.tokens - l.used_tokens, 0),
+                                          'reset_seconds', ceil(extract(epoch from l.window_end - p_at))::bigint)
+                from unnest(p_limits) as l
+                where l.tokens is not null
+                order by l.tokens - l.used_tokens, l.window_end desc
+                limit 1
+            )
+        )
+    );
+end
+$$;
+comment on function gateway.describe_limits(gateway.limit_state[], timestamptz) is 'The tightest of the windows for requests and for tokens, as the x-ratelimit headers show them.';
+revoke all on function gateway.describe_limits(gateway.limit_state[], timestamptz) from public;
+
+-- api.admit_request: decides, in one transaction, whether a request may go to a provider, and holds its whole upper bound.
+--
+-- Returns a row either way. {"admitted": true, "request_id", "admitted_at", …, "max_output_tokens", "candidates": [the routes to
+-- try, in order, with the sealed provider keys]}, or {"admitted": false, "refusal": code, …}. A refusal consumes nothing.
+--
+-- The hold: for each candidate, input bound × its dearest input price + output bound × its dearest output price + what is fixed,
+-- with the commission (or at the flat price), rounded up; of the candidates the dearest. The input bound is p_input_tokens_bound or,
+-- where that is null, the model's context length. The output bound is p_max_output_tokens × p_choices or, where the client named
+-- none, what the model, the setting, the balance and the limits allow; below 16 the request is refused.
+--
+-- Locks, in this order: the idempotency key, the limit counters (in key order), the account. Everything else is only read.
+create function api.admit_request(
+    p_key_hash text,
+    p_request_id text,
+    p_models text[],
+    p_endpoint text,
+    p_lease_seconds integer,
+    p_input_tokens_bound bigint default null,
+    p_max_output_tokens bigint default null,
+    p_choices integer default 1,
+    p_streamed boolean default false,
+    p_model_id bigint default null,
+    p_provider text default null,
+    p_username text default null,
+    p_media_output boolean default false,
+    p_idempotency_key text default null,
+    p_body_hash text default null
+) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    c_least_output constant bigint := 16;
+    v_at timestamptz := clock_timestamp();
+    v_key record;
+    v_settings gateway.settings;
+    v_requested text := coalesce(p_models[1], p_model_id::text);
+    v_commission numeric;
+    v_found boolean := false;
+    v_allowed boolean := false;
+    v_routed boolean := false;
+    v_candidate gateway.candidate;
+    v_resolved gateway.candidate[] := '{}';
+    v_candidates gateway.candidate[] := '{}';
+    v_idempotency gateway.idempotency_keys;
+    v_limits gateway.limit_state[];
+    v_limit gateway.limit_state;
+    v_account gateway.accounts;
+    v_free numeric;
+    v_money numeric;
+    v_rate_in numeric;
+    v_rate_out numeric;
+    v_fixed numeric;
+    v_bound bigint;
+    v_least bigint;
+    v_tokens_left bigint;
+    v_tokens_limit gateway.limit_state;
+    v_spend_left numeric;
+    v_spend_limit gateway.limit_state;
+    v_over gateway.limit_state;
+    v_over_metric text;
+    v_never boolean;
+    v_reason jsonb;
+    v_refusal jsonb;
+    v_hold numeric := 0;
+    v_tokens bigint := 0;
+    v_counted gateway.counted[] := '{}';
+    v_warnings text[];
+begin
+    select k.id, k.customer_id, k.prefix, k.scopes, k.allowed_models, k.allowed_services, k.active, k.expires_at,
+        c.active as customer_active, c.username, c.time_zone
+    into v_key
+    from gateway.api_keys as k
+    left join gateway.customers as c on c.id = k.customer_id
+    where k.secret_hash = decode(p_key_hash, 'hex');
+
+    <<admission>>
+    begin
+        if v_key.id is null then
+            return jsonb_build_object('admitted', false, 'refusal', 'unknown_key');
+        elsif v_key.active is not true then
+            v_refusal := jsonb_build_object('refusal', 'inactive_key');
+            exit admission;
+        elsif v_key.expires_at <= v_at then
+            v_refusal := jsonb_build_object('refusal', 'expired_key');
+            exit admission;
+        elsif v_key.customer_id is null or not 'chat' = any (v_key.scopes) then
+            return jsonb_build_object('admitted', false, 'refusal', 'scope_missing', 'scope', 'chat');
+        elsif p_username is not null and p_username is distinct from v_key.username then
+            v_refusal := jsonb_build_object('refusal', 'wrong_user');
+            exit admission;
+        elsif not v_key.customer_active then
+            v_refusal := jsonb_build_object('refusal', 'customer_suspended');
+            exit admission;
+        end if;
+
+        select * into v_settings from gateway.settings;
+        v_commission := 1 + v_settings.commission_percent * 0.01;
+
+        for v_candidate in
+            select * from gateway.resolve_candidates(p_models, p_model_id, p_provider, v_key.allowed_services,
+                                                     p_input_tokens_bound is null, p_media_output)
+        loop
+            v_found := true;
+            continue when v_key.allowed_models is not null and not v_candidate.model_id = any (v_key.allowed_models);
+            v_allowed := true;
+            continue when v_candidate.route_id is null;
+            v_routed := true;
+            continue when v_candidate.prices is null;
+            v_candidate.input_bound := least(p_input_tokens_bound, v_candidate.context_length);
+            if v_candidate.input_bound is null then
+                v_reason := coalesce(v_reason, jsonb_build_object('refusal', 'input_unbounded', 'model', v_candidate.model_name));
+                continue;
+            end if;
+            v_resolved := v_resolved || v_candidate;
+        end loop;
+        if cardinality(v_resolved) = 0 then
+            v_refusal := case
+                when not v_found then jsonb_build_object('refusal', 'model_not_found')
+                when not v_allowed then jsonb_build_object('refusal', 'model_not_allowed')
+                when not v_routed then jsonb_build_object('refusal', 'model_not_served')
+                else coalesce(v_reason, jsonb_build_object('refusal', 'model_not_priced'))
+            end || jsonb_build_object('model', v_requested);
+            exit admission;
+        end if;
+
+        if p_idempotency_key is not null then
+            perform set_config('gateway.engine', 'on', true);
+            delete from gateway.idempotency_keys
+            where key_id = v_key.id and idempotency_key = p_idempotency_key and (freed or created_at < v_at - interval '24 hours');
+            insert into gateway.idempotency_keys (key_id, idempotency_key, body_hash, request_id)
+            values (v_key.id, p_idempotency_key, decode(p_body_hash, 'hex'), p_request_id)
+            on conflict do nothing;
+            if not found then
+                select * into v_idempotency from gateway.idempotency_keys
+                where key_id = v_key.id and idempotency_key = p_idempotency_key;
+                v_refusal := jsonb_build_object('refusal', case
+                    when v_idempotency.body_hash is distinct from decode(p_body_hash, 'hex') then 'idempotency_mismatch'
+                    when v_idempotency.charged then 'idempotency_reused'
+                    else 'idempotency_running'
+                end, 'first_request_id', v_idempotency.request_id);
+                exit admission;
+            end if;
+        end if;
+
+        v_limits := gateway.applicable_limits(
+            v_key.id, v_key.customer_id,
+            array(select distinct r.model_id from unnest(v_resolved) as r), array(select distinct r.service_id from unnest(v_resolved) as r),
+            v_key.time_zone, v_at);
+        if cardinality(v_limits) > 0 then
+            v_limits := gateway.lock_counters(v_limits);
+        end if;
+        select * into v_account from gateway.accounts where customer_id = v_key.customer_id for update;
+        v_free := v_account.balance_usd - v_account.held_usd;
+
+        foreach v_candidate in array v_resolved loop
+            -- what the limits leave to this candidate: those of the key and the customer, of the key and its model, of its service
+            v_over := null;
+            v_tokens_left := null;
+            v_spend_left := null;
+            foreach v_limit in array v_limits loop
+                continue when v_limit.subject = 'service' and v_limit.subject_id <> v_candidate.service_id;
+                continue when v_limit.model_id not in (0, v_candidate.model_id);
+                if v_limit.used_requests + 1 > v_limit.requests then
+                    -- of several, the one that frees last is what the client has to wait for
+                    if v_over.subject is null or v_limit.window_end > v_over.window_end then
+                        v_over := v_limit;
+                    end if;
+                end if;
+                if v_limit.tokens is not null and (v_tokens_left is null or v_limit.tokens - v_limit.used_tokens < v_tokens_left) then
+                    v_tokens_left := v_limit.tokens - v_limit.used_tokens;
+                    v_tokens_limit := v_limit;
+                end if;
+                if v_limit.spend_usd is not null and v_limit.subject <> 'service'
+                    and (v_spend_left is null or v_limit.spend_usd - v_limit.used_spend_usd < v_spend_left) then
+                    v_spend_left := v_limit.spend_usd - v_limit.used_spend_usd;
+                    v_spend_limit := v_limit;
+                end if;
+            end loop;
+            if v_over.subject is not null then
+                v_reason := coalesce(v_reason, gateway.describe_excess(v_over, 'requests', v_over.requests < 1, v_at));
+                continue;
+            end if;
+
+            v_rate_in := v_candidate.input_rate * v_commission;
+            v_rate_out := v_candidate.output_rate * v_commission;
+            v_fixed := v_candidate.fixed_usd * v_commission;
+            if v_settings.billing_mode = 'flat' then
+                v_rate_in := v_settings.flat_usd_per_1k_tokens * 0.001;
+                v_rate_out := v_rate_in;
+            end if;
+            v_fixed := v_fixed + v_candidate.input_bound * v_rate_in;
+            v_money := least(v_free, v_spend_left);
+
+            v_candidate.output_bound := coalesce(
+                p_max_output_tokens,
+                least(v_bound, v_candidate.max_output_tokens, v_settings.default_max_output_tokens));
+            v_least := least(c_least_output, v_candidate.output_bound);
+            if p_max_output_tokens is null then
+                if v_tokens_left is not null then
+                    v_candidate.output_bound := least(
+                        v_candidate.output_bound,
+                        greatest(div(v_tokens_left - v_candidate.input_bound, p_choices), 0)::bigint);
+                end if;
+                if v_candidate.output_bound < v_least then
+                    v_reason := coalesce(v_reason, gateway.describe_excess(
+                        v_tokens_limit, 'tokens', v_candidate.input_bound + v_least * p_choices > v_tokens_limit.tokens, v_at));
+                    continue;
+                end if;
+                if v_rate_out > 0 then
+                    v_candidate.output_bound := least(
+                        v_candidate.output_bound, greatest(div(v_money - v_fixed, v_rate_out * p_choices), 0)::bigint);
+                end if;
+            elsif v_candidate.input_bound + v_candidate.output_bound * p_choices > v_tokens_left then
+                v_reason := coalesce(v_reason, gateway.describe_excess(
+                    v_tokens_limit, 'tokens', v_candidate.input_bound + v_candidate.output_bound * p_choices > v_tokens_limit.tokens, v_at));
+                continue;
+            end if;
+
+            v_candidate.hold_usd := gateway.round_up_usd(v_fixed + greatest(v_candidate.output_bound, v_least) * p_choices * v_rate_out);
+            if v_candidate.hold_usd > v_money then
+                if v_candidate.hold_usd > v_free then
+                    v_reason := coalesce(v_reason, jsonb_build_object(
+                        'refusal', 'insufficient_credits',
+                        'needed_usd', gateway.show_usd(v_candidate.hold_usd),
+                        'available_usd', gateway.show_usd(v_free),
+                        'affordable_output_tokens', case
+                            when v_rate_out > 0 then greatest(div(v_free - v_fixed, v_rate_out * p_choices), 0)::bigint
+                            else 0
+                        end));
+                else
+                    v_reason := coalesce(v_reason, gateway.describe_excess(
+                        v_spend_limit, 'spend_usd', v_candidate.hold_usd > v_spend_limit.spend_usd, v_at));
+                end if;
+                continue;
+            end if;
+            v_candidate.cost_bound_usd := gateway.round_up_usd(
+                v_candidate.fixed_usd + v_candidate.input_bound * v_candidate.input_rate
+                + v_candidate.output_bound * p_choices * v_candidate.output_rate);
+            -- a service's spending limit is on its cost, and drops the candidate like its other limits
+            v_over := null;
+            foreach v_limit in array v_limits loop
+                if v_limit.subject = 'service' and v_limit.subject_id = v_candidate.service_id
+                    and v_limit.used_spend_usd + v_candidate.cost_bound_usd > v_limit.spend_usd then
+                    v_over := v_limit;
+                end if;
+            end loop;
+            if v_over.subject is not null then
+                v_reason := coalesce(v_reason, gateway.describe_excess(
+                    v_over, 'spend_usd', v_candidate.cost_bound_usd > v_over.spend_usd, v_at));
+                continue;
+            end if;
+
+            -- the first candidate that fits sets the bound; a dearer one further down is kept if it can be afforded at that
+            v_bound := coalesce(v_bound, v_candidate.output_bound);
+            v_hold := greatest(v_hold, v_candidate.hold_usd);
+            v_tokens := greatest(v_tokens, v_candidate.input_bound + v_candidate.output_bound * p_choices);
+            v_candidates := v_candidates || v_candidate;
+        end loop;
+        if cardinality(v_candidates) = 0 then
+            v_refusal := v_reason;
+            exit admission;
+        end if;
+    end admission;
+
+    if v_refusal is not null then
+        if p_idempotency_key is not null and v_idempotency.key_id is null then
+            delete from gateway.idempotency_keys
+            where key_id = v_key.id and idempotency_key = p_idempotency_key and request_id = p_request_id;
+        end if;
+        perform set_config('gateway.engine', 'on', true);
+        if v_key.customer_id is not null then
+            perform gateway.record_refusal(p_request_id, v_key.customer_id, v_key.id, v_requested, p_endpoint, p_streamed, v_refusal ->> 'refusal');
+        end if;
+        perform set_config('gateway.engine', 'off', true);
+        return v_refusal || jsonb_build_object(
+            'admitted', false, 'key_prefix', v_key.prefix, 'rate_limits', gateway.describe_limits(v_limits, v_at));
+    end if;
+
+    -- a limit of a model or a service reserves what its own candidates may use; the settlement gives back what they did not
+    select coalesce(array_agg((
+        l.subject, l.subject_id, l.model_id, l.per, l.window_start, 1, u.tokens, u.spend_usd
+    )::gateway.counted), '{}')
+    into v_counted
+    from unnest(v_limits) as l
+    cross join lateral (
+        select max(c.input_bound + c.output_bound * p_choices) as tokens,
+            max(case when l.subject = 'service' then c.cost_bound_usd else c.hold_usd end) as spend_usd
+        from unnest(v_candidates) as c
+        where (l.subject <> 'service' or c.service_id = l.subject_id) and (l.model_id = 0 or c.model_id = l.model_id)
+    ) as u
+    where u.tokens is not null;
+
+    perform set_config('gateway.engine', 'on', true);
+    update gateway.limit_counters as c
+    set requests = case when c.window_start = x.window_start then c.requests else 0 end + x.requests,
+        tokens = case when c.window_start = x.window_start then c.tokens else 0 end + x.tokens,
+        spend_usd = case when c.window_start = x.window_start then c.spend_usd else 0 end + x.spend_usd,
+        window_start = x.window_start
+    from unnest(v_counted) as x
+    where (c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per);
+
+    update gateway.accounts set held_usd = held_usd + v_hold where customer_id = v_key.customer_id;
+
+    insert into gateway.requests (
+        id, admitted_at, customer_id, key_id, model_id, requested_model, endpoint, streamed, state, hold_usd, lease_until,
+        input_tokens_bound, output_tokens_bound, billing_mode, commission_percent, flat_usd_per_1k_tokens, routes, counted, idempotency_key)
+    select p_request_id, v_at, v_key.customer_id, v_key.id, v_candidates[1].model_id, v_requested, p_endpoint, p_streamed, 'held',
+        v_hold, v_at + make_interval(secs => p_lease_seconds),
+        max(c.input_bound), max(c.output_bound) * p_choices,
+        v_settings.billing_mode, v_settings.commission_percent, v_settings.flat_usd_per_1k_tokens,
+        jsonb_agg(jsonb_build_object('route_id', c.route_id, 'service_id', c.service_id, 'model_id', c.model_id,
+                                     'provider', c.provider, 'upstream_model', c.upstream_model, 'prices', c.prices)),
+        v_counted, p_idempotency_key
+    from unnest(v_candidates) as c;
+    perform set_config('gateway.engine', 'off', true);
+
+    -- what the client is told counts this request
+    select array_agg((
+        l.subject, l.subject_id, l.model_id, l.per, l.window_start, l.window_end, l.requests, l.tokens, l.spend_usd,
+        l.warn_requests, l.warn_tokens, l.warn_spend_usd,
+        l.used_requests + x.requests, l.used_tokens + x.tokens, l.used_spend_usd + x.spend_usd
+    )::gateway.limit_state)
+    into v_limits
+    from unnest(v_limits) as l
+    join unnest(v_counted) as x on (x.subject, x.subject_id, x.model_id, x.per) = (l.subject, l.subject_id, l.model_id, l.per);
+
+    select array_agg(distinct w.name) into v_warnings
+    from unnest(v_limits) as l
+    cross join lateral (values
+        (case when l.used_requests > l.warn_requests then 'requests_per_' || l.per end),
+        (case when l.used_tokens > l.warn_tokens then 'tokens_per_' || l.per end),
+        (case when l.used_spend_usd > l.warn_spend_usd then 'spend_usd_per_' || l.per end)
+    ) as w (name)
+    where w.name is not null and l.subject <> 'service';
+
+    return jsonb_build_object(
+        'admitted', true,
+        'request_id', p_request_id,
+        'admitted_at', v_at,
+        'key_id', v_key.id,
+        'key_prefix', v_key.prefix,
+        'customer_id', v_key.customer_id,
+        'max_output_tokens', v_bound,
+        'hold_usd', gateway.show_usd(v_hold),
+        'rate_limits', gateway.describe_limits(v_limits, v_at),
+        'warnings', coalesce(to_jsonb(v_warnings), '[]'),
+        'candidates', (
+            select jsonb_agg(jsonb_build_object(
+                'route_id', c.route_id, 'service_id', c.service_id, 'service_name', c.service_name, 'provider', c.provider,
+                'base_url', c.base_url, 'provider_key', c.provider_key, 'model', c.model_name, 'upstream_model', c.upstream_model,
+                'max_output_tokens', c.output_bound))
+            from unnest(v_candidates) as c
+        )
+    );
+end
+$$;
+revoke all on function api.admit_request(text, text, text[], text, integer, bigint, bigint, integer, boolean, bigint, text, text, boolean, text, text) from public;
+grant execute on function api.admit_request(text, text, text[], text, integer, bigint, bigint, integer, boolean, bigint, text, text, boolean, text, text) to service_role;
+comment on function api.admit_request(text, text, text[], text, integer, bigint, bigint, integer, boolean, bigint, text, text, boolean, text, text) is 'Admits a request and holds its whole upper bound, or says why not. One transaction.';
+
+create function gateway.describe_excess(p_limit gateway.limit_state, p_metric text, p_never boolean, p_at timestamptz) returns jsonb
+language sql stable set search_path = ''
+as $$
+    select jsonb_build_object(
+        'refusal', 'rate_limit_exceeded',
+        'subject', p_limit.subject,
+        'metric', p_metric,
+        'per', p_limit.per,
+        'limit', case p_metric
+            when 'requests' then p_limit.requests::text
+            when 'tokens' then p_limit.tokens::text
+            else gateway.show_usd(p_limit.spend_usd)
+        end,
+        'retry_after_seconds', greatest(ceil(extract(epoch from p_limit.window_end - p_at)), 1)::bigint,
+        'never', p_never)
+$$;
+comment on function gateway.describe_excess(gateway.limit_state, text, boolean, timestamptz) is 'A refusal for a limit, as the client is told it. never: no window of this size could admit the request.';
+revoke all on function gateway.describe_excess(gateway.limit_state, text, boolean, timestamptz) from public;

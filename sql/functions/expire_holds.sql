@@ -1,0 +1,74 @@
+-- api.expire_holds: ends the holds whose lease has run out, at most p_limit, the oldest first. By the setting expired_hold_policy they
+-- are released (nothing is charged; the operator's loss) or charged whole. Either way the request can still be settled, once.
+-- Returns {"expired": n, "charged_usd", "released_usd": the upper bound of what was given up}. For the maintenance function.
+-- Skips requests that are being settled. Locks as all do, for the whole batch at a time: requests, counters, accounts.
+create function api.expire_holds(p_limit integer default 500) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_policy text := (select expired_hold_policy from gateway.settings);
+    v_requests gateway.requests[];
+    v_request gateway.requests;
+    v_charge numeric;
+    v_charged numeric := 0;
+    v_released numeric := 0;
+    v_balance numeric;
+begin
+    v_requests := array(
+        select r from gateway.requests as r
+        where r.state = 'held' and r.lease_until < clock_timestamp()
+        order by r.lease_until
+        limit p_limit
+        for update skip locked
+    );
+    if cardinality(v_requests) = 0 then
+        return jsonb_build_object('expired', 0, 'charged_usd', '0', 'released_usd', '0');
+    end if;
+
+    perform set_config('gateway.engine', 'on', true);
+    -- what was in flight no longer is; the request itself still counts
+    perform gateway.correct_counters(array(
+        select (x.subject, x.subject_id, x.model_id, x.per, x.window_start, 0, -x.tokens,
+                case when v_policy = 'charge' and x.subject <> 'service' then r.hold_usd else 0 end - x.spend_usd)::gateway.counted
+        from unnest(v_requests) as r
+        cross join unnest(r.counted) as x
+    ));
+    perform 1
+    from gateway.accounts
+    where customer_id = any (array(select r.customer_id from unnest(v_requests) as r))
+    order by customer_id
+    for update;
+
+    foreach v_request in array v_requests loop
+        v_charge := case when v_policy = 'charge' then v_request.hold_usd else 0 end;
+        update gateway.accounts
+        set held_usd = held_usd - v_request.hold_usd, balance_usd = balance_usd - v_charge
+        where customer_id = v_request.customer_id
+        returning balance_usd into v_balance;
+        if v_charge > 0 then
+            insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, request_id, note, actor)
+            values (v_request.customer_id, 'charge', -v_charge, v_balance, v_request.id, 'hold expired', 'gateway');
+        end if;
+        v_charged := v_charged + v_charge;
+        v_released := v_released + v_request.hold_usd - v_charge;
+        if v_request.idempotency_key is not null then
+            update gateway.idempotency_keys set charged = v_charge > 0, freed = v_charge = 0
+            where (key_id, idempotency_key, request_id) = (v_request.key_id, v_request.idempotency_key, v_request.id);
+        end if;
+        perform gateway.add_to_rollup(v_request, v_request.model_id, null, 1, 1, '{}', 0, v_charge, 0, null);
+        update gateway.requests
+        set state = 'expired', charge_usd = v_charge, collected_usd = v_charge, error_code = 'hold_expired', settled_at = clock_timestamp(),
+            -- a late settlement corrects from what is counted now
+            counted = array(
+                select (x.subject, x.subject_id, x.model_id, x.per, x.window_start, x.requests, 0,
+                        case when x.subject <> 'service' then v_charge else 0 end)::gateway.counted
+                from unnest(v_request.counted) as x)
+        where id = v_request.id and admitted_at = v_request.admitted_at;
+    end loop;
+    perform set_config('gateway.engine', 'off', true);
+    return jsonb_build_object('expired', cardinality(v_requests), 'charged_usd', gateway.show_usd(v_charged), 'released_usd', gateway.show_usd(v_released));
+end
+$$;
+revoke all on function api.expire_holds(integer) from public;
+grant execute on function api.expire_holds(integer) to service_role;
+comment on function api.expire_holds(integer) is 'Ends the holds whose lease has run out; the maintenance function calls it every minute.';

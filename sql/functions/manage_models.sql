@@ -1,0 +1,68 @@
+-- api.create_model: adds a model to the catalogue with the providers' offers of it and their prices, all or nothing.
+-- p_offers: [{"provider", "upstream_model", "prices": {class: USD per million, "per_request", "per_image", "source", "source_date"}}].
+-- Returns {"id", …}, or {"error": "name_taken"}.
+create function api.create_model(
+    p_name text, p_offers jsonb, p_display_name text default null, p_context_length bigint default null, p_max_output_tokens bigint default null,
+    p_input_modalities text[] default '{text}', p_output_modalities text[] default '{text}', p_tokenizer text default 'o200k_base',
+    p_actor text default null
+) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_model gateway.models;
+    v_offer jsonb;
+    v_offer_id bigint;
+begin
+    perform set_config('gateway.actor', coalesce(p_actor, ''), true);
+    insert into gateway.models (name, display_name, context_length, max_output_tokens, input_modalities, output_modalities, tokenizer)
+    values (p_name, p_display_name, p_context_length, p_max_output_tokens, p_input_modalities, p_output_modalities, p_tokenizer)
+    on conflict (name) do nothing
+    returning * into v_model;
+    if v_model.id is null then
+        return jsonb_build_object('error', 'name_taken');
+    end if;
+    for v_offer in select value from jsonb_array_elements(p_offers) loop
+        insert into gateway.offers (model_id, provider, upstream_model)
+        values (v_model.id, v_offer ->> 'provider', v_offer ->> 'upstream_model')
+        returning id into v_offer_id;
+        if v_offer -> 'prices' <> 'null' then
+            perform gateway.insert_price(v_offer_id, null, v_offer -> 'prices', null);
+        end if;
+    end loop;
+    return gateway.describe_model(v_model);
+end
+$$;
+revoke all on function api.create_model(text, jsonb, text, bigint, bigint, text[], text[], text, text) from public;
+grant execute on function api.create_model(text, jsonb, text, bigint, bigint, text[], text[], text, text) to service_role;
+comment on function api.create_model(text, jsonb, text, bigint, bigint, text[], text[], text, text) is 'Adds a model with its offers and prices.';
+
+create function gateway.describe_model(p_model gateway.models) returns jsonb
+language sql stable set search_path = ''
+as $$
+    select to_jsonb(p_model) || jsonb_build_object('offers', coalesce((
+        select jsonb_agg(jsonb_build_object('id', o.id, 'provider', o.provider, 'upstream_model', o.upstream_model, 'prices', (
+            select gateway.describe_price(p)
+            from gateway.prices as p
+            where p.offer_id = o.id and p.service_id is null and p.effective_from <= clock_timestamp()
+            order by p.effective_from desc
+            limit 1
+        )) order by o.provider)
+        from gateway.offers as o
+        where o.model_id = p_model.id
+    ), '[]'))
+$$;
+comment on function gateway.describe_model(gateway.models) is 'A model with its offers and their prices in force.';
+revoke all on function gateway.describe_model(gateway.models) from public;
+
+-- api.list_catalogue: the catalogue by id after p_after, or the one model with p_id, inactive ones included. Reads only.
+create function api.list_catalogue(p_limit integer, p_after bigint default 0, p_id bigint default null) returns jsonb
+language sql stable security definer set search_path = ''
+as $$
+    select coalesce(jsonb_agg(gateway.describe_model(m) order by m.id), '[]')
+    from (
+        select * from gateway.models where id > p_after and (p_id is null or id = p_id) order by id limit p_limit
+    ) as m
+$$;
+revoke all on function api.list_catalogue(integer, bigint, bigint) from public;
+grant execute on function api.list_catalogue(integer, bigint, bigint) to service_role;
+comment on function api.list_catalogue(integer, bigint, bigint) is 'The catalogue of models, a page of it.';

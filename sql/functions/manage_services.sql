@@ -1,0 +1,165 @@
+create function gateway.describe_service(p_service gateway.services) returns jsonb
+language sql stable set search_path = ''
+as $$
+    select to_jsonb(p_service) - 'provider_key' - 'deleted_at' || jsonb_build_object(
+        'provider_key_set', p_service.provider_key is not null,
+        'enabled_models', coalesce((
+            select jsonb_agg(m.name order by m.name)
+            from gateway.routes as r
+            join gateway.offers as o on o.id = r.offer_id
+            join gateway.models as m on m.id = o.model_id
+            where r.service_id = p_service.id and r.active
+        ), '[]'))
+$$;
+comment on function gateway.describe_service(gateway.services) is 'A service as an admin sees it: everything but the provider key.';
+revoke all on function gateway.describe_service(gateway.services) from public;
+
+create function gateway.enable_models(p_service gateway.services, p_models text[]) returns text
+language plpgsql set search_path = ''
+as $$
+declare
+    v_unknown text;
+begin
+    select w.name into v_unknown
+    from unnest(p_models) as w (name)
+    where not exists (
+        select from gateway.offers as o
+        join gateway.models as m on m.id = o.model_id
+        where o.provider = p_service.provider and w.name in (m.name, o.upstream_model)
+    )
+    limit 1;
+    if found then
+        return v_unknown;
+    end if;
+    insert into gateway.routes as r (service_id, offer_id)
+    select p_service.id, o.id
+    from gateway.offers as o
+    join gateway.models as m on m.id = o.model_id
+    where o.provider = p_service.provider and (m.name = any (p_models) or o.upstream_model = any (p_models))
+    on conflict (service_id, offer_id) do update set active = true where not r.active;
+    update gateway.routes as r
+    set active = false
+    from gateway.offers as o
+    join gateway.models as m on m.id = o.model_id
+    where r.service_id = p_service.id and r.offer_id = o.id and r.active
+        and not (m.name = any (p_models) or o.upstream_model = any (p_models));
+    return null;
+end
+$$;
+comment on function gateway.enable_models(gateway.services, text[]) is 'Makes these models, and no others, the routes of a service. Returns a name that its provider does not offer, or null.';
+revoke all on function gateway.enable_models(gateway.services, text[]) from public;
+
+-- api.reserve_service_id: the id of a service to be, because a provider key's encryption is bound to it.
+create function api.reserve_service_id() returns bigint
+language sql volatile security definer set search_path = ''
+as $$ select nextval('gateway.services_id_seq'::regclass) $$;
+revoke all on function api.reserve_service_id() from public;
+grant execute on function api.reserve_service_id() to service_role;
+comment on function api.reserve_service_id() is 'The id of a service to be.';
+
+-- api.create_service: adds a service with its routes, all or nothing. p_provider_key is sealed already. Models are named by our name or
+-- the provider's. Returns the service, or {"error": "name_taken" | "unknown_model", "model"}.
+create function api.create_service(
+    p_id bigint, p_name text, p_provider text, p_base_url text default null, p_provider_key text default null,
+    p_provider_key_last4 text default null, p_enabled_models text[] default '{}', p_priority integer default 100,
+    p_active boolean default true, p_actor text default null
+) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_service gateway.services;
+    v_unknown text;
+begin
+    perform set_config('gateway.actor', coalesce(p_actor, ''), true);
+    begin
+        insert into gateway.services (id, name, provider, base_url, provider_key, provider_key_last4, priority, active)
+        values (p_id, p_name, p_provider, p_base_url, p_provider_key, p_provider_key_last4, p_priority, p_active)
+        returning * into v_service;
+        v_unknown := gateway.enable_models(v_service, p_enabled_models);
+        if v_unknown is not null then
+            raise exception using errcode = 'no_data_found';
+        end if;
+    exception
+        when unique_violation then
+            return jsonb_build_object('error', 'name_taken');
+        when no_data_found then
+            return jsonb_build_object('error', 'unknown_model', 'model', v_unknown);
+    end;
+    return gateway.describe_service(v_service);
+end
+$$;
+revoke all on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text) from public;
+grant execute on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text) to service_role;
+comment on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text) is 'Adds a service with its routes.';
+
+-- api.update_service: changes what p_changes names (name, base_url, provider_key, provider_key_last4, priority, active, enabled_models).
+-- The caller has seen to it that a key is sealed anew when the origin of the base URL changes. Returns the service, or
+-- {"error": "unknown_service" | "name_taken" | "unknown_model"}.
+create function api.update_service(p_id bigint, p_changes jsonb, p_actor text default null) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_service gateway.services;
+    v_unknown text;
+begin
+    perform set_config('gateway.actor', coalesce(p_actor, ''), true);
+    begin
+        select * into v_service from gateway.services where id = p_id and deleted_at is null for update;
+        if v_service.id is null then
+            return jsonb_build_object('error', 'unknown_service');
+        end if;
+        v_service := jsonb_populate_record(
+            v_service, p_changes - array['id', 'provider', 'created_at', 'deleted_at', 'enabled_models']);
+        update gateway.services
+        set (name, base_url, provider_key, provider_key_last4, priority, active) = (
+            v_service.name, v_service.base_url, v_service.provider_key, v_service.provider_key_last4, v_service.priority, v_service.active)
+        where id = p_id
+        returning * into v_service;
+        if p_changes ? 'enabled_models' then
+            v_unknown := gateway.enable_models(v_service, array(select jsonb_array_elements_text(p_changes -> 'enabled_models')));
+            if v_unknown is not null then
+                raise exception using errcode = 'no_data_found';
+            end if;
+        end if;
+    exception
+        when unique_violation then
+            return jsonb_build_object('error', 'name_taken');
+        when no_data_found then
+            return jsonb_build_object('error', 'unknown_model', 'model', v_unknown);
+    end;
+    return gateway.describe_service(v_service);
+end
+$$;
+revoke all on function api.update_service(bigint, jsonb, text) from public;
+grant execute on function api.update_service(bigint, jsonb, text) to service_role;
+comment on function api.update_service(bigint, jsonb, text) is 'Changes a service.';
+
+-- api.delete_service: switches a service and its routes off for good; the row stays for the books. Returns whether there was one.
+create function api.delete_service(p_id bigint, p_actor text default null) returns boolean
+language plpgsql security definer set search_path = ''
+as $$
+begin
+    perform set_config('gateway.actor', coalesce(p_actor, ''), true);
+    update gateway.services set active = false, deleted_at = now(), provider_key = null where id = p_id and deleted_at is null;
+    return found;
+end
+$$;
+revoke all on function api.delete_service(bigint, text) from public;
+grant execute on function api.delete_service(bigint, text) to service_role;
+comment on function api.delete_service(bigint, text) is 'Deletes a service and its provider key.';
+
+-- api.list_services: the services by id after p_after, or the one with p_id. Reads only.
+create function api.list_services(p_limit integer, p_after bigint default 0, p_id bigint default null) returns jsonb
+language sql stable security definer set search_path = ''
+as $$
+    select coalesce(jsonb_agg(gateway.describe_service(s) order by s.id), '[]')
+    from (
+        select * from gateway.services
+        where deleted_at is null and id > p_after and (p_id is null or id = p_id)
+        order by id
+        limit p_limit
+    ) as s
+$$;
+revoke all on function api.list_services(integer, bigint, bigint) from public;
+grant execute on function api.list_services(integer, bigint, bigint) to service_role;
+comment on function api.list_services(integer, bigint, bigint) is 'Services, a page of them.';

@@ -1,0 +1,94 @@
+create type gateway.candidate as (
+    model_id bigint,
+    model_name text,
+    context_length bigint,
+    max_output_tokens bigint,
+    route_id bigint,
+    service_id bigint,
+    service_name text,
+    provider text,
+    base_url text,
+    provider_key text,
+    upstream_model text,
+    prices jsonb,
+    input_rate numeric,
+    output_rate numeric,
+    fixed_usd numeric,
+    input_bound bigint,
+    output_bound bigint,
+    cost_bound_usd numeric,
+    hold_usd numeric
+);
+comment on type gateway.candidate is 'A route that a request might take, with its pinned prices and what it may cost. Rates are USD per token at the dearest class that can occur.';
+
+-- gateway.resolve_candidates: the routes that a request for these models might take, in the order in which to try them: by the
+-- client's order of models, then priority, then at random by weight. A model that has no usable route gives one row without a
+-- route; a route without a price in force gives one without prices. Reads only. PL/pgSQL, here and below on the chat path, because it
+-- keeps its plans: a SQL function with a search_path of its own is planned anew at every call.
+create function gateway.resolve_candidates(
+    p_models text[], p_model_id bigint, p_provider text, p_allowed_services bigint[], p_media_input boolean, p_media_output boolean
+) returns setof gateway.candidate
+language plpgsql stable set search_path = ''
+as $$
+begin
+    return query
+    with wanted as (
+        select w.name, w.position from unnest(p_models) with ordinality as w (name, position)
+    ),
+    resolved as (
+        -- the whole string, or the id
+        select w.position, m.id, p_provider as provider
+        from wanted as w
+        join gateway.models as m on m.name = w.name and m.active
+        union all
+        select 0, m.id, p_provider from gateway.models as m where m.id = p_model_id and m.active
+        union all
+        -- only then provider/model, and under a named provider the provider's own name of the model
+        select w.position, o.model_id, o.provider
+        from wanted as w
+        cross join lateral (
+            select coalesce(p_provider, split_part(w.name, '/', 1)) as provider,
+                case when p_provider is null then substr(w.name, strpos(w.name, '/') + 1) else w.name end as name
+        ) as named
+        join gateway.offers as o on o.provider = named.provider
+        join gateway.models as m on m.id = o.model_id and m.active and (m.name = named.name or o.upstream_model = named.name)
+        where not exists (select from gateway.models as whole where whole.name = w.name and whole.active)
+            and (p_provider is not null or strpos(w.name, '/') > 1)
+    )
+    select
+        m.id, m.name, m.context_length, m.max_output_tokens,
+        r.id, s.id, s.name, s.provider, s.base_url, s.provider_key, o.upstream_model,
+        p.prices,
+        case
+            when p_media_input then greatest(p.input, p.cached_input, p.cache_write, p.audio_input, p.image_input)
+            else greatest(p.input, p.cached_input, p.cache_write)
+        end * 0.000001,
+        case when p_media_output then greatest(p.output, p.audio_output, p.image_output) else p.output end * 0.000001,
+        p.per_request,
+        null::bigint, null::bigint, null::numeric, null::numeric
+    from (select distinct on (id) position, id, provider from resolved order by id, position) as wanted_model
+    join gateway.models as m on m.id = wanted_model.id
+    left join (
+        gateway.offers as o
+        join gateway.routes as r on r.offer_id = o.id and r.active
+        join gateway.services as s on s.id = r.service_id and s.active
+    ) on o.model_id = m.id
+        and (wanted_model.provider is null or o.provider = wanted_model.provider)
+        and (p_allowed_services is null or s.id = any (p_allowed_services))
+    left join lateral (
+        select v.input, v.cached_input, v.cache_write, v.audio_input, v.image_input, v.output, v.audio_output, v.image_output,
+            coalesce(v.per_request, 0) as per_request,
+            jsonb_strip_nulls(jsonb_build_object(
+                'input', v.input, 'cached_input', v.cached_input, 'cache_write', v.cache_write, 'audio_input', v.audio_input,
+                'image_input', v.image_input, 'output', v.output, 'audio_output', v.audio_output, 'image_output', v.image_output,
+                'per_request', v.per_request, 'per_image', v.per_image)) as prices
+        from gateway.prices as v
+        where v.offer_id = o.id and (v.service_id = s.id or v.service_id is null) and v.effective_from <= clock_timestamp()
+        order by v.service_id is null, v.effective_from desc
+        limit 1
+    ) as p on true
+    order by wanted_model.position, coalesce(r.priority, s.priority), -ln(1 - random()) / r.weight;
+end
+$$;
+comment on function gateway.resolve_candidates(text[], bigint, text, bigint[], boolean, boolean) is 'The routes that a request might take, in the order in which to try them.';
+revoke all on function gateway.resolve_candidates(text[], bigint, text, bigint[], boolean, boolean) from public;

@@ -1,0 +1,219 @@
+create function gateway.add_to_rollup(
+    p_request gateway.requests, p_model_id bigint, p_service_id bigint, p_requests integer, p_errors integer, p_usage jsonb,
+    p_cost_usd numeric, p_charge_usd numeric, p_uncollected_usd numeric, p_latency_ms integer
+) returns void
+language plpgsql set search_path = ''
+as $$
+begin
+    insert into gateway.usage_rollups as r (
+        bucket, customer_id, key_id, model_id, service_id, requests, errors, input_tokens, cached_input_tokens, cache_write_tokens,
+        output_tokens, reasoning_tokens, total_tokens, cost_usd, charge_usd, uncollected_usd, latency_ms, last_request_at)
+    values (
+        gateway.rollup_bucket(p_request.admitted_at), p_request.customer_id, p_request.key_id, p_model_id, coalesce(p_service_id, 0),
+        p_requests, p_errors,
+        coalesce((p_usage ->> 'input')::bigint, 0), coalesce((p_usage ->> 'cached_input')::bigint, 0),
+        coalesce((p_usage ->> 'cache_write')::bigint, 0), coalesce((p_usage ->> 'output')::bigint, 0),
+        coalesce((p_usage ->> 'reasoning')::bigint, 0), gateway.total_tokens(p_usage),
+        p_cost_usd, p_charge_usd, p_uncollected_usd, coalesce(p_latency_ms, 0), p_request.admitted_at)
+    on conflict (customer_id, bucket, key_id, model_id, service_id) do update set
+        requests = r.requests + excluded.requests,
+        errors = r.errors + excluded.errors,
+        input_tokens = r.input_tokens + excluded.input_tokens,
+        cached_input_tokens = r.cached_input_tokens + excluded.cached_input_tokens,
+        cache_write_tokens = r.cache_write_tokens + excluded.cache_write_tokens,
+        output_tokens = r.output_tokens + excluded.output_tokens,
+        reasoning_tokens = r.reasoning_tokens + excluded.reasoning_tokens,
+        total_tokens = r.total_tokens + excluded.total_tokens,
+        cost_usd = r.cost_usd + excluded.cost_usd,
+        charge_usd = r.charge_usd + excluded.charge_usd,
+        uncollected_usd = r.uncollected_usd + excluded.uncollected_usd,
+        latency_ms = r.latency_ms + excluded.latency_ms,
+        last_request_at = greatest(r.last_request_at, excluded.last_request_at);
+end
+$$;
+comment on function gateway.add_to_rollup(gateway.requests, bigint, bigint, integer, integer, jsonb, numeric, numeric, numeric, integer) is 'Adds one request, or a correction of one, to its rollup.';
+revoke all on function gateway.add_to_rollup(gateway.requests, bigint, bigint, integer, integer, jsonb, numeric, numeric, numeric, integer) from public;
+
+create function gateway.describe_settlement(p_request gateway.requests, p_tokens bigint, p_balance_usd numeric, p_already boolean) returns jsonb
+language plpgsql stable set search_path = ''
+as $$
+begin
+    return (
+        select jsonb_build_object(
+            'status', 'settled',
+            'already', p_already,
+            'request_id', p_request.id,
+            'tokens_charged', p_tokens,
+            'cost_usd', gateway.show_usd(p_request.cost_usd),
+            'charge_usd', gateway.show_usd(p_request.charge_usd),
+            'uncollected_usd', gateway.show_usd(p_request.uncollected_usd),
+            'credits_charged', gateway.show_credits(p_request.charge_usd, s.credit_value_usd),
+            'balance_after_usd', gateway.show_usd(p_balance_usd),
+            'credits_after', gateway.show_credits(p_balance_usd, s.credit_value_usd))
+        from gateway.settings as s
+    );
+end
+$$;
+comment on function gateway.describe_settlement(gateway.requests, bigint, numeric, boolean) is 'What settle_request answers with.';
+revoke all on function gateway.describe_settlement(gateway.requests, bigint, numeric, boolean) from public;
+
+-- api.settle_request: ends a request, once. Charges what was used at the prices that the route was admitted under, frees the hold,
+-- corrects the counters of the windows that admitted it, writes ledger and rollup.
+--
+-- p_settlement: {"request_id", "admitted_at", "outcome": succeeded | failed | cancelled | cut, "route_id": of the route that
+-- answered, "usage": tokens by disjoint class, or null if nothing is to be charged, "usage_estimated", "status", "error_code",
+-- "finish_reason", "latency_ms", "time_to_first_token_ms", "provider_request_id", "provider_cost_usd", "failed_routes"}.
+-- The whole of it in one document, so that a settlement that could not be made can be kept and replayed as it is.
+--
+-- Idempotent: a second call changes nothing and answers the same with "already": true. A hold that expired meanwhile is settled
+-- late, once, by an adjustment. Never fails for money: what the balance can't give is booked as uncollected_usd.
+-- {"status": "unknown_request"} where there is no such request.
+-- Locks, in this order: the request, the limit counters (in key order), the account.
+create function api.settle_request(p_settlement jsonb) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_request gateway.requests;
+    v_usage jsonb := nullif(p_settlement -> 'usage', 'null');
+    v_route jsonb;
+    v_tokens bigint;
+    v_late boolean;
+    v_exact_tokens numeric;
+    v_exact_fixed numeric;
+    v_commission numeric;
+    v_account gateway.accounts;
+    v_before numeric;
+    v_due numeric;
+    v_take numeric;
+    v_outcome text := p_settlement ->> 'outcome';
+begin
+    select * into v_request
+    from gateway.requests
+    where id = p_settlement ->> 'request_id' and admitted_at = (p_settlement ->> 'admitted_at')::timestamptz and state <> 'refused'
+    for update;
+    if v_request.id is null then
+        return jsonb_build_object('status', 'unknown_request');
+    end if;
+    if v_request.state = 'settled' then
+        return gateway.describe_settlement(
+            v_request,
+            coalesce(v_request.input_tokens, 0) + coalesce(v_request.cached_input_tokens, 0) + coalesce(v_request.cache_write_tokens, 0)
+            + coalesce(v_request.audio_input_tokens, 0) + coalesce(v_request.image_input_tokens, 0) + coalesce(v_request.output_tokens, 0)
+            + coalesce(v_request.audio_output_tokens, 0) + coalesce(v_request.image_output_tokens, 0),
+            (select balance_usd from gateway.accounts where customer_id = v_request.customer_id),
+            true);
+    end if;
+    v_late := v_request.state = 'expired';
+    v_before := v_request.collected_usd;  -- what an expired hold was charged, where the policy is to charge
+
+    if v_usage is not null then
+        select r into v_route
+        from jsonb_array_elements(v_request.routes) as r
+        where (r ->> 'route_id')::bigint = (p_settlement ->> 'route_id')::bigint;
+        if v_route is null then
+            raise exception 'request % was not admitted to this route', v_request.id using errcode = 'invalid_parameter_value';
+        end if;
+        v_exact_tokens := gateway.tokens_cost_usd(v_route -> 'prices', v_usage);
+        v_exact_fixed := gateway.fixed_cost_usd(v_route -> 'prices', v_usage);
+        v_commission := 1 + v_request.commission_percent * 0.01;
+        v_tokens := gateway.total_tokens(v_usage);
+        v_request.cost_usd := gateway.round_up_usd(v_exact_tokens + v_exact_fixed);
+        v_request.charge_usd := gateway.round_up_usd(case v_request.billing_mode
+            when 'flat' then v_tokens * v_request.flat_usd_per_1k_tokens * 0.001 + v_exact_fixed * v_commission
+            else (v_exact_tokens + v_exact_fixed) * v_commission
+        end);
+        v_request.model_id := (v_route ->> 'model_id')::bigint;
+        v_request.service_id := (v_route ->> 'service_id')::bigint;
+    else
+        v_tokens := 0;
+        v_request.cost_usd := 0;
+        v_request.charge_usd := 0;
+    end if;
+
+    perform set_config('gateway.engine', 'on', true);
+    if cardinality(v_request.counted) > 0 then
+        -- limits of a model or a service that did not answer get everything back; the first model keeps a failed request's count
+        perform gateway.correct_counters(array(
+            select (
+                x.subject, x.subject_id, x.model_id, x.per, x.window_start,
+                case when used.it then 0 else -x.requests end,
+                case when used.it then v_tokens else 0 end - x.tokens,
+                case when not used.it then 0 when x.subject = 'service' then v_request.cost_usd else v_request.charge_usd end - x.spend_usd
+            )::gateway.counted
+            from unnest(v_request.counted) as x
+            cross join lateral (
+                select case
+                    when x.subject = 'service' then x.subject_id is not distinct from v_request.service_id
+                    else x.model_id in (0, v_request.model_id)
+                end as it
+            ) as used
+        ));
+    end if;
+
+    select * into v_account from gateway.accounts where customer_id = v_request.customer_id for update;
+    v_due := v_request.charge_usd - v_before;
+    v_take := least(v_due, v_account.balance_usd - v_account.held_usd + case when v_late then 0 else v_request.hold_usd end);
+    if v_late and v_request.idempotency_key is not null and exists (
+        -- the client has asked again under the same Idempotency-Key meanwhile: it is not to pay twice
+        select from gateway.idempotency_keys as i
+        where (i.key_id, i.idempotency_key) = (v_request.key_id, v_request.idempotency_key) and i.request_id <> v_request.id
+    ) then
+        v_take := least(v_take, 0);
+    end if;
+    update gateway.accounts
+    set balance_usd = balance_usd - v_take, held_usd = held_usd - case when v_late then 0 else v_request.hold_usd end
+    where customer_id = v_request.customer_id
+    returning * into v_account;
+    if v_take <> 0 then
+        insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, request_id, actor)
+        values (v_request.customer_id, case when v_late then 'late_settlement' else 'charge' end, -v_take, v_account.balance_usd, v_request.id, 'gateway');
+    end if;
+    v_request.collected_usd := v_before + v_take;
+    v_request.uncollected_usd := v_request.charge_usd - v_request.collected_usd;
+
+    if v_request.idempotency_key is not null then
+        if v_usage is null then
+            delete from gateway.idempotency_keys
+            where (key_id, idempotency_key, request_id) = (v_request.key_id, v_request.idempotency_key, v_request.id);
+        else
+            update gateway.idempotency_keys set charged = true, freed = false
+            where (key_id, idempotency_key, request_id) = (v_request.key_id, v_request.idempotency_key, v_request.id);
+        end if;
+    end if;
+
+    perform gateway.add_to_rollup(
+        v_request, v_request.model_id, v_request.service_id,
+        case when v_late then 0 else 1 end,
+        case when v_outcome = 'failed' then 1 else 0 end - case when v_late then 1 else 0 end,
+        coalesce(v_usage, '{}'),
+        v_request.cost_usd, v_request.charge_usd - case when v_late then v_before else 0 end, v_request.uncollected_usd,
+        (p_settlement ->> 'latency_ms')::integer);
+
+    update gateway.requests
+    set state = 'settled', outcome = v_outcome,
+        model_id = v_request.model_id, service_id = v_request.service_id,
+        cost_usd = v_request.cost_usd, charge_usd = v_request.charge_usd,
+        collected_usd = v_request.collected_usd, uncollected_usd = v_request.uncollected_usd,
+        input_tokens = (v_usage ->> 'input')::bigint, cached_input_tokens = (v_usage ->> 'cached_input')::bigint,
+        cache_write_tokens = (v_usage ->> 'cache_write')::bigint, audio_input_tokens = (v_usage ->> 'audio_input')::bigint,
+        image_input_tokens = (v_usage ->> 'image_input')::bigint, output_tokens = (v_usage ->> 'output')::bigint,
+        reasoning_tokens = (v_usage ->> 'reasoning')::bigint, audio_output_tokens = (v_usage ->> 'audio_output')::bigint,
+        image_output_tokens = (v_usage ->> 'image_output')::bigint, images = (v_usage ->> 'images')::bigint,
+        usage_estimated = coalesce((p_settlement ->> 'usage_estimated')::boolean, false),
+        failed_routes = nullif(p_settlement -> 'failed_routes', 'null'),
+        status = (p_settlement ->> 'status')::integer, error_code = p_settlement ->> 'error_code',
+        finish_reason = p_settlement ->> 'finish_reason',
+        latency_ms = (p_settlement ->> 'latency_ms')::integer,
+        time_to_first_token_ms = (p_settlement ->> 'time_to_first_token_ms')::integer,
+        provider_request_id = p_settlement ->> 'provider_request_id',
+        provider_cost_usd = (p_settlement ->> 'provider_cost_usd')::numeric,
+        settled_at = clock_timestamp()
+    where id = v_request.id and admitted_at = v_request.admitted_at;
+    perform set_config('gateway.engine', 'off', true);
+
+    return gateway.describe_settlement(v_request, v_tokens, v_account.balance_usd, false);
+end
+$$;
+revoke all on function api.settle_request(jsonb) from public;
+grant execute on function api.settle_request(jsonb) to service_role;
+comment on function api.settle_request(jsonb) is 'Ends a request, once: charges, frees the hold, corrects the counters, writes ledger and rollup. Idempotent; can be replayed.';

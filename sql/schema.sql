@@ -1,0 +1,50 @@
+-- The whole database, in the order in which it is built. Read this first; edit the files it names; then write the
+-- migration. `make test` builds one database from here and one from supabase/migrations and fails on any difference.
+-- It needs plain PostgreSQL 15 or later, the roles anon, authenticated and service_role (Supabase has them), no extension.
+
+\ir schemas.sql
+
+\ir tables/settings.sql
+\ir tables/customers.sql
+\ir tables/accounts.sql
+\ir tables/models.sql
+\ir tables/services.sql
+\ir tables/prices.sql
+\ir tables/api_keys.sql
+\ir tables/limits.sql
+\ir tables/limit_counters.sql
+\ir tables/requests.sql
+\ir tables/idempotency_keys.sql
+\ir tables/ledger_entries.sql
+\ir tables/usage_rollups.sql
+\ir tables/refusal_rollups.sql
+\ir tables/audit_log.sql
+
+\ir functions/money.sql
+\ir functions/windows.sql
+\ir functions/guards.sql
+\ir functions/create_request_partitions.sql
+
+\ir functions/correct_counters.sql
+\ir functions/record_refusal.sql
+\ir functions/resolve_candidates.sql
+\ir functions/admit_request.sql
+\ir functions/settle_request.sql
+\ir functions/expire_holds.sql
+\ir functions/check_ledger.sql
+
+\ir functions/authenticate_key.sql
+\ir functions/create_customer.sql
+\ir functions/create_key.sql
+\ir functions/set_key_state.sql
+\ir functions/add_credits.sql
+\ir functions/create_user.sql
+\ir functions/read_balances.sql
+\ir functions/manage_prices.sql
+\ir functions/manage_services.sql
+\ir functions/manage_models.sql
+\ir functions/set_limits.sql
+\ir functions/change_settings.sql
+\ir functions/list_models.sql
+\ir functions/read_request.sql
+\ir functions/check_health.sql

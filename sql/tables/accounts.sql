@@ -1,0 +1,15 @@
+-- Apart from customers, because this row is written twice a request and that one is read by people.
+create table gateway.accounts (
+    customer_id bigint primary key references gateway.customers,
+    balance_usd numeric(20, 10) not null default 0,
+    held_usd numeric(20, 10) not null default 0,
+    constraint accounts_held_not_negative check (held_usd >= 0),
+    constraint accounts_holds_are_covered check (balance_usd - held_usd >= 0)
+) with (fillfactor = 50);
+alter table gateway.accounts enable row level security;
+
+comment on table gateway.accounts is 'A customer''s prepaid money. Written by the engine''s functions only: use add_credits to change a balance.';
+comment on column gateway.accounts.customer_id is 'Whose account.';
+comment on column gateway.accounts.balance_usd is 'Sum of the customer''s ledger entries, in USD; what is held is still in it.';
+comment on column gateway.accounts.held_usd is 'Sum of the holds of the customer''s running requests, in USD.';
+comment on constraint accounts_holds_are_covered on gateway.accounts is 'The hard cap: no call is admitted whose whole bound is not covered by free money.';

@@ -1,0 +1,32 @@
+create table gateway.ledger_entries (
+    id bigint generated always as identity primary key,
+    customer_id bigint not null references gateway.accounts,
+    kind text not null check (kind in ('credit', 'correction', 'charge', 'late_settlement')),
+    amount_usd numeric(20, 10) not null check (amount_usd <> 0),
+    balance_after_usd numeric(20, 10) not null,
+    request_id text,
+    reference text check (length(reference) between 1 and 255),
+    note text check (length(note) <= 1000),
+    actor text not null,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint ledger_request_kinds check ((request_id is not null) = (kind in ('charge', 'late_settlement'))),
+    constraint ledger_credit_is_positive check (kind <> 'credit' or amount_usd > 0),
+    constraint ledger_charge_is_negative check (kind <> 'charge' or amount_usd < 0)
+);
+-- A request is charged once and adjusted once: not by care but by these.
+create unique index ledger_one_entry_per_request on gateway.ledger_entries (request_id, kind) where request_id is not null;
+create unique index ledger_reference_key on gateway.ledger_entries (customer_id, reference) where reference is not null;
+create index ledger_customer_idx on gateway.ledger_entries (customer_id, id);
+alter table gateway.ledger_entries enable row level security;
+
+comment on table gateway.ledger_entries is 'The books: append-only. A balance is the sum of its entries. Written by the engine''s functions only.';
+comment on column gateway.ledger_entries.id is 'Identifies the entry; later entries of one customer have larger ids.';
+comment on column gateway.ledger_entries.customer_id is 'Whose account.';
+comment on column gateway.ledger_entries.kind is 'credit (paid in), correction (by an admin), charge (of a request), late_settlement (of a request whose hold had expired).';
+comment on column gateway.ledger_entries.amount_usd is 'Positive raises the balance, negative lowers it.';
+comment on column gateway.ledger_entries.balance_after_usd is 'The balance after this entry.';
+comment on column gateway.ledger_entries.request_id is 'The request that it is for.';
+comment on column gateway.ledger_entries.reference is 'The payer''s or admin''s reference, used once for each customer.';
+comment on column gateway.ledger_entries.note is 'Free text.';
+comment on column gateway.ledger_entries.actor is 'Who did it.';
+comment on column gateway.ledger_entries.created_at is 'When.';
