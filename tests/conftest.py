@@ -11,6 +11,7 @@ from tests.fixtures.database import (
     postgres,
     postgrest,
 )
+from tests.fixtures.simulator import simulator, simulator_server
 
 __all__ = [
     "database",
@@ -20,4 +21,6 @@ __all__ = [
     "new_database",
     "postgres",
     "postgrest",
+    "simulator",
+    "simulator_server",
 ]

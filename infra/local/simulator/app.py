@@ -1,0 +1,43 @@
+"""The simulator's routes: each provider's wire, and what the tests ask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from infra.local.simulator import openai_wire
+from infra.local.simulator.calls import CallLog
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+
+def create_simulator(*, key: str | None = None, log: CallLog | None = None) -> Starlette:
+    """Make the simulator. `key` is the bearer key that it demands (None takes any), `log` keeps its calls."""
+    calls = CallLog() if log is None else log
+
+    async def list_models(request: Request) -> Response:
+        try:
+            openai_wire.check_key(dict(request.headers), key)
+        except openai_wire.Refusal as refusal:
+            return JSONResponse(refusal.body, refusal.status)
+        return JSONResponse(openai_wire.model_list())
+
+    async def read_calls(_request: Request) -> Response:
+        return JSONResponse(calls.as_json())
+
+    async def forget_calls(_request: Request) -> Response:
+        calls.clear()
+        return Response(status_code=204)
+
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", openai_wire.ChatCompletions(calls, key), methods=["POST"]),
+            Route("/v1/models", list_models, methods=["GET"]),
+            Route("/sim/calls", read_calls, methods=["GET"]),
+            Route("/sim/calls", forget_calls, methods=["DELETE"]),
+        ]
+    )
