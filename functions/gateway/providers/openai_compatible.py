@@ -496,9 +496,12 @@ def _error(
     said = _scrub(call, _said(body))
     error = body.get("error") if isinstance(body, dict) else None
     error = error if isinstance(error, dict) else {}
-    detail = f"status {status}: {said or _scrub(call, excerpt[:2000].decode('utf-8', 'replace'))}"
     fault = _fault(status, body, error)
     title = call.provider.title
+    # What a provider says of a client's fault may quote the prompt: it goes to the client and not to the log.
+    detail = f"status {status}"
+    if fault is not Fault.CLIENT:
+        detail += f": {said or _scrub(call, excerpt[:2000].decode('utf-8', 'replace'))}"
     if fault is Fault.OPERATOR:
         return _operator_fault(call, detail, status)
     if fault is Fault.CLIENT:

@@ -86,7 +86,7 @@ class ProviderCall:
     base_url: str
     model: str
     """The model's name at the provider."""
-    body: Mapping[str, Any]
+    body: Mapping[str, Any] = field(repr=False)
     """The client's own JSON object; it is not changed."""
     output_bound: int | None
     """Tokens of output per choice that may be generated; None leaves the provider's own bound."""
@@ -126,8 +126,8 @@ class Answer:
 class Chunk:
     """One of OpenAI's chunks, to be passed on."""
 
-    data: dict[str, Any]
-    raw: str | None = None
+    data: dict[str, Any] = field(repr=False)
+    raw: str | None = field(default=None, repr=False)
     """The chunk's JSON as it came, where it can go on unchanged."""
 
     @property

@@ -1,0 +1,544 @@
+"""Requests in, responses out: what every function shares, on Starlette's requests and routes.
+
+A function is a table of operations. `create_app` serves it, and is the one place where an exception becomes
+a response, where a body is read and bounded, and where CORS is answered. There is no middleware: a
+wrapper round a streaming response is where cancellations get lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route, Router
+from starlette.websockets import WebSocketClose
+
+from gateway import json_text
+from gateway.errors import (
+    BadRequest,
+    GatewayError,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    Unprocessable,
+)
+from gateway.observability import make_logger, request_log_keys
+from gateway.settings import MAX_BODY_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from starlette.types import Message, Receive, Scope, Send
+
+    from gateway.observability import Logger
+
+    Endpoint = Callable[[Request], Awaitable[Response]]
+
+Result = TypeVar("Result")
+Model = TypeVar("Model", bound=BaseModel)
+
+_REQUEST_ID = "gateway.request_id"
+_MAX_BODY = "gateway.max_body_bytes"
+
+# What an honest client may still be sending when its body has been found too large. Closing on it would
+# reset the connection, and the client would see the reset in place of the 413.
+_DRAIN_BYTES = 64 * 1024 * 1024
+_DRAIN_SECONDS = 5.0
+
+_HEADER_LIST = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{0,4096}")
+_EXPOSED_HEADERS = ", ".join(
+    [
+        "x-request-id",
+        "retry-after",
+        "x-should-retry",
+        "x-ratelimit-warning",
+        *(
+            f"x-ratelimit-{part}-{what}"
+            for what in ("requests", "tokens")
+            for part in ("limit", "remaining", "reset")
+        ),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One route of the contract: what serves it, and what its documentation says of it."""
+
+    method: str
+    path: str
+    endpoint: Endpoint
+    summary: str
+    description: str = ""
+    scope: str | None = None
+    """The key's scope that it takes; None where no key is needed."""
+    request_model: type[BaseModel] | None = None
+    response_model: type[BaseModel] | None = None
+    status: int = 200
+    streams: bool = False
+    """Whether the response may be server-sent events."""
+    tags: tuple[str, ...] = ()
+    in_schema: bool = True
+
+
+class ClientGoneError(Exception):
+    """The client left before its request was read, or before the response had begun."""
+
+
+class JSONResponse(Response):
+    """A JSON body; text that UTF-8 can't carry goes out escaped, NaN not at all."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json_text.dump(content)
+
+
+class Application:
+    """An ASGI application that serves a table of operations. Made by `create_app`."""
+
+    def __init__(
+        self,
+        operations: Sequence[Operation],
+        *,
+        allowed_origins: Sequence[str],
+        max_body_bytes: int,
+        logger: Logger,
+        lifespan: Callable[[Any], AbstractAsyncContextManager[None]] | None,
+    ) -> None:
+        self.operations = tuple(operations)
+        self.routes = [
+            Route(operation.path, operation.endpoint, methods=[operation.method], name=_name(operation))
+            for operation in operations
+        ]
+        self._lifespan = Router(lifespan=lifespan)
+        self._allowed_origins = frozenset(allowed_origins)
+        self._max_body_bytes = max_body_bytes
+        self._logger = logger
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan.lifespan(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await WebSocketClose()(scope, receive, send)
+        else:
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        identity = new_request_id()
+        scope["app"] = self
+        scope[_REQUEST_ID] = identity
+        scope[_MAX_BODY] = self._max_body_bytes
+        request = Request(scope, receive)
+        head = _Head(send, identity, self._cors_headers(request), bodiless=scope["method"] == "HEAD")
+        with request_log_keys(request_id=identity):
+            try:
+                response = await self._respond(request)
+                await response(scope, receive, head.send)
+            except ClientGoneError:
+                self._logger.info("The client left before its response had begun.")
+            except Exception as error:
+                # A response that has begun can't become another: the server cuts the connection.
+                response = self._error_response(error)
+                if head.sent:
+                    raise
+                await response(scope, receive, head.send)
+
+    async def _respond(self, request: Request) -> Response:
+        path: str = request.scope["path"]
+        if "\0" in path or b"%00" in request.scope["query_string"]:
+            raise BadRequest("The URL holds a NUL character.")
+        allowed: set[str] = set()
+        for route in self.routes:
+            match, child_scope = route.matches(request.scope)
+            if match is Match.FULL:
+                request.scope.update(child_scope)
+                result: Response = await route.endpoint(request)
+                return result
+            if match is Match.PARTIAL:
+                allowed |= route.methods or set()
+        if not allowed:
+            raise NotFound(f"No route {request.method} {path[:200]!r}.", code="unknown_route")
+        if request.method == "OPTIONS":
+            return _preflight(request, allowed)
+        raise MethodNotAllowed(request.method[:20], tuple(allowed))
+
+    def _cors_headers(self, request: Request) -> list[tuple[bytes, bytes]]:
+        if not self._allowed_origins:
+            return []
+        if "*" in self._allowed_origins:
+            allowed = b"*"
+        else:
+            origin = request.headers.get("origin", "")
+            if origin not in self._allowed_origins:
+                # Said all the same: a shared cache must not give this answer to an allowed origin.
+                return [(b"vary", b"origin")]
+            allowed = origin.encode("latin-1")
+        return [
+            (b"access-control-allow-origin", allowed),
+            (b"access-control-expose-headers", _EXPOSED_HEADERS.encode()),
+            (b"vary", b"origin"),
+        ]
+
+    def _error_response(self, error: Exception) -> Response:
+        if not isinstance(error, GatewayError):
+            self._logger.error("A request ended in an unforeseen error.", exc_info=error)
+            error = InternalError()
+        elif error.status >= 500:  # noqa: PLR2004
+            self._logger.error(
+                "A request failed.",
+                extra={"status": error.status, "code": error.code, "detail": error.detail},
+                exc_info=error if isinstance(error, InternalError) else None,
+            )
+        elif error.detail:
+            self._logger.info(
+                "A request was refused.",
+                extra={"status": error.status, "code": error.code, "detail": error.detail},
+            )
+        return error_response(error)
+
+
+class _Head:
+    """The ASGI `send` of one request: adds what every response carries and remembers whether it has begun."""
+
+    def __init__(
+        self, send: Send, identity: str, cors_headers: list[tuple[bytes, bytes]], *, bodiless: bool
+    ) -> None:
+        self._send = send
+        self._headers = [(b"x-request-id", identity.encode()), *cors_headers]
+        self._bodiless = bodiless
+        self.sent = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.sent = True
+            message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
+        elif self._bodiless:
+            message = {**message, "body": b""}
+        await self._send(message)
+
+
+class EventStreamResponse(Response):
+    """Server-sent events from an async generator of bytes, which is always run to its end.
+
+    Status and headers go out with the generator's first item, so that an error raised before it still has
+    its true status. One raised later goes out as an event `data: {"error": …}`, after which the body ends.
+
+    The generator is where a call is settled, so its cleanup is never skipped or cut short. When the client
+    leaves (`http.disconnect`, or a send that fails) or the server cancels the task, the generator is told
+    once: as CancelledError at the `await` where it waits, or as GeneratorExit at its `yield`. This response
+    then waits for it to finish, whatever else is cancelled meanwhile, under every version of the ASGI
+    specification. Work that must not be interrupted even by that one signal runs inside `finish`.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        generator: AsyncGenerator[bytes, None],
+        *,
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+        logger: Logger | None = None,
+    ) -> None:
+        # Response.__init__ would render a body; a stream has none yet.
+        self.status_code = status_code
+        self.background = None
+        self._generator = generator
+        self._logger = logger
+        self._begun = False
+        self._started = False
+        # The buffering of proxies is the enemy of the first token.
+        self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no", **(headers or {})})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        # One task for the whole stream: a task for each item would cost more than the item.
+        pump = asyncio.create_task(self._pump(send), name="event-stream")
+        watch = asyncio.create_task(_disconnect(receive), name="event-stream-disconnect")
+        try:
+            await asyncio.wait({pump, watch}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await self._end(pump, watch)
+        if watch.done() and not watch.cancelled():
+            watch.exception()
+        if not pump.cancelled():
+            pump.result()
+
+    async def _end(self, pump: asyncio.Task[None], watch: asyncio.Task[None]) -> None:
+        cancelled: asyncio.CancelledError | None = None
+        while not self._begun:
+            # A generator that was never entered has no cleanup to run, and its call would never be settled.
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        # Cancelled once and never again, so that the generator's cleanup may await.
+        pump.cancel()
+        watch.cancel()
+        await _outlast(pump, watch)
+        if cancelled is not None:
+            raise cancelled
+
+    async def _pump(self, send: Send) -> None:
+        self._begun = True
+        try:
+            async with aclosing(self._generator) as items:
+                try:
+                    async for item in items:
+                        await self._start(send)
+                        await _send(send, item, more=True)
+                except _SendFailedError:
+                    raise
+                except Exception as error:
+                    if not self._started:
+                        raise
+                    event = self._error_event(error)
+                else:
+                    event = b""
+            await self._start(send)
+            await _send(send, event, more=False)
+        except _SendFailedError:
+            # The client has gone, and the generator has been closed on the way here.
+            return
+
+    async def _start(self, send: Send) -> None:
+        if not self._started:
+            self._started = True
+            try:
+                await send(
+                    {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+                )
+            except OSError as error:
+                raise _SendFailedError from error
+
+    def _error_event(self, error: Exception) -> bytes:
+        logger = self._logger or make_logger()
+        if not isinstance(error, GatewayError):
+            logger.error("A stream ended in an unforeseen error.", exc_info=error)
+            error = InternalError()
+        elif error.status >= 500:  # noqa: PLR2004
+            logger.error("A stream failed.", extra={"code": error.code, "detail": error.detail})
+        return b"data: " + json_text.dump(error.body()) + b"\n\n"
+
+
+class _SendFailedError(Exception):
+    """The connection took no more. Kept apart from an OSError that the generator raised itself."""
+
+
+async def _send(send: Send, body: bytes, *, more: bool) -> None:
+    try:
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+    except OSError as error:
+        raise _SendFailedError from error
+
+
+async def _disconnect(receive: Receive) -> None:
+    """Return when the client has gone."""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+
+
+async def _outlast(*tasks: asyncio.Task[Any]) -> None:
+    """Wait until the tasks are done, however often the caller is cancelled; re-raise that at the end."""
+    cancelled: asyncio.CancelledError | None = None
+    while not all(task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+async def finish(work: Awaitable[Result]) -> Result:
+    """Await `work` to its end, even if the caller is cancelled meanwhile; the cancellation then follows.
+
+    For what must happen whole or not at all from the caller's view, such as a settlement. If the work fails
+    and the caller was cancelled, the work's error is raised: it is the one that somebody must see.
+    """
+
+    async def run() -> Result:
+        return await work
+
+    task = asyncio.ensure_future(run())
+    try:
+        await _outlast(task)
+    except asyncio.CancelledError:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error from None
+        raise
+    return task.result()
+
+
+def create_app(
+    operations: Sequence[Operation],
+    *,
+    allowed_origins: Sequence[str] = (),
+    max_body_bytes: int = MAX_BODY_BYTES,
+    logger: Logger | None = None,
+    lifespan: Callable[[Any], AbstractAsyncContextManager[None]] | None = None,
+) -> Application:
+    """Return the ASGI application that serves these operations, in their order.
+
+    `allowed_origins` are the origins that browsers may call from, `*` for any. `lifespan` is entered and left
+    by servers that have a lifespan; Lambda has none.
+    """
+    return Application(
+        operations,
+        allowed_origins=allowed_origins,
+        max_body_bytes=max_body_bytes,
+        logger=logger or make_logger(),
+        lifespan=lifespan,
+    )
+
+
+def new_request_id() -> str:
+    """Return `req_` and the 32 hexadecimal digits of a UUIDv7 (RFC 9562, 5.7): ids sort by time."""
+    milliseconds = time.time_ns() // 1_000_000
+    noise = int.from_bytes(os.urandom(10))
+    # 48 bits of time, the version, 12 bits of noise, the variant, 62 bits of noise.
+    value = milliseconds << 80 | 0x7 << 76 | (noise >> 62 & 0xFFF) << 64 | 0b10 << 62 | noise & (1 << 62) - 1
+    return f"req_{value:032x}"
+
+
+def request_id(request: Request) -> str:
+    """Return the id that the server gave to this request."""
+    identity: str = request.scope[_REQUEST_ID]
+    return identity
+
+
+def error_response(error: GatewayError) -> Response:
+    """Return the response that the contract has for this error."""
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the whole body. Raises PayloadTooLarge (413), and ClientGoneError where it ends too early.
+
+    The limit holds for what arrives: a content-length may be missing, or a lie.
+    """
+    limit: int = request.scope[_MAX_BODY]
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in {"", "identity"}:
+        raise BadRequest(f"The content-encoding {encoding[:40]!r} is not supported: send the body plain.")
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and int(declared[:19]) > limit:
+        # A client that waits for "100 Continue" has sent nothing yet, and needn't.
+        if "expect" not in request.headers:
+            await _drain(request)
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        part, more = await _receive(request)
+        size += len(part)
+        if size > limit:
+            parts.clear()
+            if more:
+                await _drain(request)
+            raise _too_large(limit)
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def read_json(request: Request) -> Any:
+    """Return the value in the body. Raises BadRequest (400) where it is not JSON that can be stored."""
+    return json_text.parse_request(await read_body(request))
+
+
+async def read_model(request: Request, model: type[Model]) -> tuple[Model, dict[str, Any]]:
+    """Return the body checked against `model`, and the JSON object itself as the client sent it.
+
+    Raises what `read_json` and `validate` raise.
+    """
+    value = await read_json(request)
+    return validate(model, value), value
+
+
+def validate(model: type[Model], value: Any) -> Model:
+    """Return `value` as a model. Raises Unprocessable (422) with `param` as the dotted path of the field."""
+    if not isinstance(value, dict):
+        raise Unprocessable("The request body must be a JSON object.")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _unprocessable(error, value) from None
+
+
+def _unprocessable(error: ValidationError, value: Any) -> Unprocessable:
+    # Of a union's errors the deepest is of the branch that the client meant.
+    faults = error.errors(include_url=False, include_input=False)
+    located = [(_path(fault["loc"], value, missing=fault["type"] == "missing"), fault) for fault in faults]
+    path, fault = max(located, key=lambda entry: len(entry[0]))
+    others = len({entry[0] for entry in located}) - 1
+    message = fault["msg"].removeprefix("Value error, ")
+    where = json_text.dotted(path)
+    more = f" ({others} more)" if others else ""
+    return Unprocessable(f"{where}: {message}{more}" if where else f"{message}{more}", param=where or None)
+
+
+def _path(location: tuple[int | str, ...], value: Any, *, missing: bool) -> tuple[int | str, ...]:
+    """Return the part of pydantic's location that is a path into the value, without the labels of unions."""
+    path: list[int | str] = []
+    for depth, part in enumerate(location):
+        last = depth == len(location) - 1
+        if isinstance(value, dict) and isinstance(part, str) and (part in value or (missing and last)):
+            value = value.get(part)
+            path.append(part[:64])
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+            path.append(part)
+    return tuple(path)
+
+
+async def _receive(request: Request) -> tuple[bytes, bool]:
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientGoneError
+    return message.get("body", b""), message.get("more_body", False)
+
+
+async def _drain(request: Request) -> None:
+    left = _DRAIN_BYTES
+    try:
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            more = True
+            while more and left > 0:
+                part, more = await _receive(request)
+                left -= len(part)
+    except TimeoutError:
+        return
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The request body exceeds {limit} bytes.")
+
+
+def _preflight(request: Request, allowed: set[str]) -> Response:
+    methods = ", ".join(sorted({*allowed, "OPTIONS"}))
+    headers = {"allow": methods}
+    if "access-control-request-method" in request.headers:
+        headers["access-control-allow-methods"] = methods
+        headers["access-control-max-age"] = "7200"
+        wanted = request.headers.get("access-control-request-headers", "")
+        if wanted and _HEADER_LIST.fullmatch(wanted):
+            # SDKs send a dozen headers of their own, and more with each release; keys guard, not headers.
+            headers["access-control-allow-headers"] = wanted
+    return Response(status_code=204, headers=headers)
+
+
+def _name(operation: Operation) -> str:
+    return f"{operation.method} {operation.path}"

@@ -1,0 +1,80 @@
+"""Structured logs: JSON lines with the request's keys, and no secret in them.
+
+Keys such as the request's id belong to the request and not to the logger: many requests run at once on one
+event loop, and a warm function serves many tenants. They live in a context variable, so that a task sees
+those of the request that it was started for.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import IO, TYPE_CHECKING, Any
+
+from aws_lambda_powertools.logging import Logger
+from aws_lambda_powertools.logging.formatter import LambdaPowertoolsFormatter
+
+from gateway.redaction import REDACTED, redact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Logger", "append_log_keys", "make_logger", "request_log_keys"]
+
+SERVICE = "sluice"
+
+# A secret without a known shape is still known by its name.
+_NAMED_SECRET = re.compile(
+    r'("(?i:authorization|proxy-authorization|cookie|x-api-key|api[_-]?key|provider_key|supabase_key|key'
+    r'|password|secret|token|access_token|master_keys?)":)"(?:[^"\\]|\\.)*"'
+)
+
+_request_keys: ContextVar[dict[str, Any] | None] = ContextVar("request_log_keys", default=None)
+
+
+@contextmanager
+def request_log_keys(**keys: Any) -> Iterator[None]:
+    """Give the log lines of one request their keys, until the block ends.
+
+    Tasks that start inside the block share them.
+    """
+    token = _request_keys.set(dict(keys))
+    try:
+        yield
+    finally:
+        _request_keys.reset(token)
+
+
+def append_log_keys(**keys: Any) -> None:
+    """Add keys to the log lines of the current request, from any of its tasks. None removes a key."""
+    current = _request_keys.get()
+    if current is not None:
+        current.update(keys)
+
+
+def make_logger(*, service: str = SERVICE, level: str = "INFO", stream: IO[str] | None = None) -> Logger:
+    """Return the process's logger for this service name; it writes JSON lines, by default to stdout."""
+    return Logger(
+        service=service,
+        level=level,
+        stream=stream,
+        logger_formatter=RedactingFormatter(utc=True, use_rfc3339=True, serialize_stacktrace=False),
+    )
+
+
+class RedactingFormatter(LambdaPowertoolsFormatter):
+    """Powertools' JSON, with the request's keys, and with secrets blanked wherever they stand.
+
+    The whole line is searched after it has been serialised: message, extra values, exception text and keys
+    alike, in whatever they were nested.
+    """
+
+    def serialize(self, log: Any) -> str:
+        keys = _request_keys.get() or {}
+        merged = {
+            **log,
+            **{name: value for name, value in keys.items() if value is not None and name not in log},
+        }
+        line = redact(super().serialize(merged))
+        return _NAMED_SECRET.sub(rf'\1"{REDACTED}"', line)

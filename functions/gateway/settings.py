@@ -1,0 +1,194 @@
+"""What the operator sets, read from environment variables once, by whoever starts the process."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import tempfile
+from collections.abc import Mapping  # noqa: TC003 - pydantic reads it
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from gateway import __version__
+
+MASTER_KEY_BYTES = 32
+MAX_BODY_BYTES = 6 * 1024 * 1024
+"""What Lambda takes in one request."""
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class SettingsError(ValueError):
+    """A setting is missing or bad. The message names the variables and shows no value."""
+
+
+def _origins(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+
+
+def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin != "*" and (f"{parts.scheme}://{parts.netloc}" != origin or not parts.netloc):
+            raise ValueError("must be origins such as https://app.example.com, separated by commas, or *")
+    return origins
+
+
+def _master_keys(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        named = json.loads(value)
+        return {name: base64.b64decode(key, validate=True) for name, key in named.items()}
+    except (ValueError, TypeError, AttributeError, binascii.Error):
+        # Without its cause: a decoder's error may quote what it read.
+        raise ValueError("must be a JSON object of key id to 32 bytes in base64") from None
+
+
+def _check_master_keys(keys: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    for name, key in keys.items():
+        if len(key) != MASTER_KEY_BYTES:
+            raise ValueError(f"must hold keys of exactly {MASTER_KEY_BYTES} bytes")
+        if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum() or len(name) > 64:  # noqa: PLR2004
+            raise ValueError("must name its keys by letters, digits, - and _, at most 64")
+    return MappingProxyType(dict(keys))
+
+
+def _check_rest_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must be an http or https URL without a query")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not hold credentials")
+    return url.rstrip("/")
+
+
+def _check_header_text(value: str | None) -> str | None:
+    if value is not None and not (value.isascii() and value.isprintable()):
+        raise ValueError("must be printable ASCII, as it goes into a header")
+    return value or None
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+HeaderText = Annotated[str | None, AfterValidator(_check_header_text)]
+
+
+class Settings(BaseModel):
+    """The settings of one process; `from_environment` makes them, and no representation shows a secret."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    allow_private_urls: bool = False
+    """Lets the database and services live at http URLs and private addresses. For the local stack."""
+    rest_url: Annotated[str, AfterValidator(_check_rest_url)]
+    """The base URL of PostgREST, without a slash at its end."""
+    supabase_key: Annotated[SecretStr, Field(min_length=1)]
+    """An sb_secret_ key, or the older service_role token."""
+    master_keys: Annotated[
+        Mapping[str, bytes],
+        BeforeValidator(_master_keys),
+        AfterValidator(_check_master_keys),
+        Field(repr=False),
+    ] = MappingProxyType({})
+    """Key id → 32 bytes. Provider keys are sealed under the first and opened under any."""
+    spool_dir: Path = Field(default_factory=lambda: Path(tempfile.gettempdir()) / "sluice-spool")
+    """Where settlements that can't reach the database wait."""
+    request_timeout_seconds: Annotated[Seconds, Field(le=900)] = 840.0
+    connect_timeout_seconds: Seconds = 5.0
+    keep_alive_seconds: Seconds = 15.0
+    """The longest silence in a stream."""
+    max_body_bytes: Annotated[int, Field(gt=0)] = MAX_BODY_BYTES
+    allowed_origins: Annotated[
+        tuple[str, ...], BeforeValidator(_origins), AfterValidator(_check_origins)
+    ] = ()
+    """Origins that browsers may call from; `*` for any, none by default."""
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+        BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+    ] = "INFO"
+    openrouter_site_url: HeaderText = None
+    openrouter_site_name: HeaderText = None
+    version: str = __version__
+
+    @field_validator("rest_url")
+    @classmethod
+    def _encrypted_unless_local(cls, url: str, info: ValidationInfo) -> str:
+        parts = urlsplit(url)
+        if (
+            parts.scheme == "http"
+            and parts.hostname not in _LOOPBACK
+            and not info.data.get("allow_private_urls")
+        ):
+            raise ValueError("must be https, as a key that opens the whole database travels over it")
+        return url
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Read the settings from `environ`, by default the process's own. An empty variable is not set.
+
+        Raises SettingsError, which names every variable that is missing or bad.
+        """
+        environ = os.environ if environ is None else environ
+        given = {
+            field: environ[variable].strip()
+            for variable, field in _VARIABLES.items()
+            if environ.get(variable, "").strip()
+        }
+        project = environ.get("SUPABASE_URL", "").strip().rstrip("/")
+        if "rest_url" not in given and project:
+            given["rest_url"] = f"{project}/rest/v1"
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            faults = dict.fromkeys(
+                f"{_variable_of(str(fault['loc'][0]))} {_fault(fault['type'], fault['msg'])}"
+                for fault in error.errors(include_url=False, include_input=False, include_context=False)
+            )
+        raise SettingsError("; ".join(faults))
+
+
+_VARIABLES = {
+    "SLUICE_REST_URL": "rest_url",
+    "SUPABASE_KEY": "supabase_key",
+    "SLUICE_MASTER_KEYS": "master_keys",
+    "SLUICE_ALLOW_PRIVATE_URLS": "allow_private_urls",
+    "SLUICE_SPOOL_DIR": "spool_dir",
+    "SLUICE_REQUEST_TIMEOUT_SECONDS": "request_timeout_seconds",
+    "SLUICE_CONNECT_TIMEOUT_SECONDS": "connect_timeout_seconds",
+    "SLUICE_KEEP_ALIVE_SECONDS": "keep_alive_seconds",
+    "SLUICE_MAX_BODY_BYTES": "max_body_bytes",
+    "SLUICE_ALLOWED_ORIGINS": "allowed_origins",
+    "SLUICE_LOG_LEVEL": "log_level",
+    "OPENROUTER_SITE_URL": "openrouter_site_url",
+    "OPENROUTER_SITE_NAME": "openrouter_site_name",
+}
+
+
+def _variable_of(field: str) -> str:
+    if field == "rest_url":
+        return "SUPABASE_URL (or SLUICE_REST_URL)"
+    return next(variable for variable, name in _VARIABLES.items() if name == field)
+
+
+def _fault(kind: str, message: str) -> str:
+    if kind == "missing":
+        return "is not set"
+    return message.removeprefix("Value error, ") if kind == "value_error" else f"is bad: {message}"
