@@ -3,6 +3,7 @@ create type gateway.candidate as (
     model_name text,
     context_length bigint,
     max_output_tokens bigint,
+    tokenizer text,
     route_id bigint,
     service_id bigint,
     service_name text,
@@ -56,7 +57,7 @@ begin
             and (p_provider is not null or strpos(w.name, '/') > 1)
     )
     select
-        m.id, m.name, m.context_length, m.max_output_tokens,
+        m.id, m.name, m.context_length, m.max_output_tokens, m.tokenizer,
         r.id, s.id, s.name, s.provider, s.base_url, s.provider_key, o.upstream_model,
         p.prices,
         case

@@ -1,0 +1,1 @@
+"""The one way to the database: typed calls of the SQL functions, over PostgREST."""

@@ -1,0 +1,83 @@
+"""The connection to PostgREST. The only module that imports the Supabase client."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from postgrest import AsyncPostgrestClient
+from postgrest.exceptions import APIError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.settings import Settings
+
+SCHEMA = "api"
+CONNECT_SECONDS = 3.0
+READ_SECONDS = 10.0
+
+# SQLSTATE classes and PostgREST codes of a database that is away, overloaded or shutting down.
+_AWAY = ("08", "53", "57", "PGRST00")
+# Deadlock and serialization failure: the transaction was rolled back whole, so that it may be tried again.
+_ROLLED_BACK = frozenset({"40P01", "40001"})
+_ROLLED_BACK_TRIES = 3
+
+
+class DatabaseError(Exception):
+    """A call of a SQL function failed; nothing was committed. `code` is a SQLSTATE or PostgREST's own."""
+
+    def __init__(self, function: str, code: str | None, message: str) -> None:
+        super().__init__(f"{function}: {code or 'error'}: {message}")
+        self.function = function
+        self.code = code
+
+
+class DatabaseAwayError(DatabaseError):
+    """The database can't be reached or did not answer in time; what was sent may have been committed."""
+
+
+class DatabaseClient:
+    """Calls SQL functions of the schema `api`.
+
+    `http` is shared, kept open and closed by whoever made it; it belongs to one event loop.
+    """
+
+    def __init__(self, rest_url: str, key: str, http: httpx.AsyncClient) -> None:
+        headers = {"apikey": key}
+        if not key.startswith("sb_"):
+            # The older keys are tokens and go as such; the newer are none, and a 401 if sent like that.
+            headers["authorization"] = f"Bearer {key}"
+        self._postgrest = AsyncPostgrestClient(rest_url, schema=SCHEMA, headers=headers, http_client=http)
+
+    async def call(self, function: str, parameters: Mapping[str, Any]) -> Any:
+        """Return the function's JSON. Raises DatabaseAwayError, and DatabaseError where the call itself failed.
+
+        Sent once, except where the transaction was rolled back for another one's sake.
+        """
+        tries = _ROLLED_BACK_TRIES
+        while True:
+            tries -= 1
+            try:
+                response = await self._postgrest.rpc(function, dict(parameters)).execute()
+            except APIError as error:
+                code = error.code or ""
+                if code in _ROLLED_BACK and tries > 0:
+                    await asyncio.sleep(0.01)
+                    continue
+                kind = DatabaseAwayError if code.startswith(_AWAY) or code in {"502", "503", "504"} else DatabaseError
+                raise kind(function, error.code, error.message or "") from error
+            except (httpx.TransportError, httpx.InvalidURL) as error:
+                raise DatabaseAwayError(function, None, type(error).__name__) from error
+            return response.data
+
+
+def open_http(settings: Settings) -> httpx.AsyncClient:
+    """Return the HTTP client for PostgREST: connections kept open, short time-outs, no redirects, no proxy."""
+    return httpx.AsyncClient(
+        timeout=httpx.Timeout(READ_SECONDS, connect=min(CONNECT_SECONDS, settings.connect_timeout_seconds)),
+        limits=httpx.Limits(max_connections=100, max_keepalive_connections=40, keepalive_expiry=60),
+        follow_redirects=False,
+        trust_env=False,
+    )

@@ -1,0 +1,217 @@
+"""One typed call for each SQL function. What they promise stands in sql/functions, above each body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gateway.database.client import DatabaseClient
+
+JSONObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A route that the request may take."""
+
+    route_id: int
+    service_id: int
+    service_name: str
+    provider: str
+    base_url: str | None
+    provider_key: str | None = field(repr=False)
+    """Sealed."""
+    model: str
+    tokenizer: str
+    upstream_model: str
+    max_output_tokens: int
+    """Bound of each choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """The tightest window of a metric."""
+
+    limit: int
+    remaining: int
+    reset_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimits:
+    requests: RateLimit | None = None
+    tokens: RateLimit | None = None
+
+    @classmethod
+    def read(cls, told: Mapping[str, Any] | None) -> Self:
+        named = {name: RateLimit(**limit) for name, limit in (told or {}).items() if limit}
+        return cls(**named)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """An admitted request: its hold is running, and it has to be settled."""
+
+    request_id: str
+    admitted_at: str
+    key_id: int
+    key_prefix: str
+    customer_id: int
+    hold_usd: str
+    rate_limits: RateLimits
+    warnings: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A refused request: it has consumed nothing. `details` are as api.admit_request gives them."""
+
+    code: str
+    rate_limits: RateLimits
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What api.settle_request is told. `usage` None: nothing is charged."""
+
+    request_id: str
+    admitted_at: str
+    outcome: str
+    status: int
+    latency_ms: int
+    route_id: int | None = None
+    usage: Mapping[str, int] | None = None
+    usage_estimated: bool = False
+    error_code: str | None = None
+    finish_reason: str | None = None
+    time_to_first_token_ms: int | None = None
+    provider_request_id: str | None = None
+    provider_cost_usd: str | None = None
+    failed_routes: tuple[Mapping[str, Any], ...] = ()
+
+    def as_json(self) -> JSONObject:
+        """Return the document that crosses the wire, and that is kept where it can't."""
+        document = {name: getattr(self, name) for name in self.__slots__}
+        document["failed_routes"] = list(self.failed_routes) or None
+        return document
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a settlement came to. Money is exact decimal text, in USD."""
+
+    request_id: str
+    billing_mode: str
+    tokens_charged: int
+    cost_usd: str
+    charge_usd: str
+    uncollected_usd: str
+    credits_charged: float
+    balance_after_usd: str
+    credits_after: float
+    already: bool
+
+
+class Database:
+    """The SQL functions of schema `api`. Each method raises DatabaseError and DatabaseAwayError."""
+
+    def __init__(self, client: DatabaseClient) -> None:
+        self._client = client
+
+    async def _call(self, function: str, **parameters: Any) -> Any:
+        return await self._client.call(function, {f"p_{name}": value for name, value in parameters.items()})
+
+    async def admit_request(
+        self,
+        *,
+        key_hash: str,
+        request_id: str,
+        models: Sequence[str],
+        endpoint: str,
+        lease_seconds: int,
+        input_tokens_bound: int | None,
+        max_output_tokens: int | None = None,
+        choices: int = 1,
+        streamed: bool = False,
+        model_id: int | None = None,
+        provider: str | None = None,
+        username: str | None = None,
+        media_output: bool = False,
+        idempotency_key: str | None = None,
+        body_hash: str | None = None,
+    ) -> Admission | Refusal:
+        told = await self._call(
+            "admit_request",
+            key_hash=key_hash,
+            request_id=request_id,
+            models=list(models),
+            endpoint=endpoint,
+            lease_seconds=lease_seconds,
+            input_tokens_bound=input_tokens_bound,
+            max_output_tokens=max_output_tokens,
+            choices=choices,
+            streamed=streamed,
+            model_id=model_id,
+            provider=provider,
+            username=username,
+            media_output=media_output,
+            idempotency_key=idempotency_key,
+            body_hash=body_hash,
+        )
+        rate_limits = RateLimits.read(told.get("rate_limits"))
+        if not told["admitted"]:
+            return Refusal(code=told["refusal"], rate_limits=rate_limits, details=told)
+        return Admission(
+            request_id=told["request_id"],
+            admitted_at=told["admitted_at"],
+            key_id=told["key_id"],
+            key_prefix=told["key_prefix"],
+            customer_id=told["customer_id"],
+            hold_usd=told["hold_usd"],
+            rate_limits=rate_limits,
+            warnings=tuple(told["warnings"]),
+            candidates=tuple(Candidate(**candidate) for candidate in told["candidates"]),
+        )
+
+    async def settle_request(self, settlement: Mapping[str, Any]) -> Settled | None:
+        """Settle by a settlement's document. None where the database knows no such request."""
+        told = await self._call("settle_request", settlement=settlement)
+        if told.pop("status") != "settled":
+            return None
+        return Settled(**told)
+
+    async def expire_holds(self, *, limit: int = 500) -> JSONObject:
+        return await self._object("expire_holds", limit=limit)
+
+    async def create_request_partitions(self, *, months: int = 3) -> list[str]:
+        made: list[str] = await self._call("create_request_partitions", months=months)
+        return made
+
+    async def check_ledger(self) -> JSONObject:
+        return await self._object("check_ledger")
+
+    async def check_health(self) -> JSONObject:
+        return await self._object("check_health")
+
+    async def authenticate_key(self, key_hash: str) -> JSONObject:
+        return await self._object("authenticate_key", key_hash=key_hash)
+
+    async def list_models(self, *, key_hash: str | None = None, name: str | None = None) -> JSONObject:
+        return await self._object("list_models", key_hash=key_hash, name=name)
+
+    async def read_request(
+        self, request_id: str, *, customer_id: int | None, key_id: int | None = None
+    ) -> JSONObject | None:
+        found: JSONObject | None = await self._call(
+            "read_request", request_id=request_id, customer_id=customer_id, key_id=key_id
+        )
+        return found
+
+    async def _object(self, function: str, **parameters: Any) -> JSONObject:
+        told: JSONObject = await self._call(function, **parameters)
+        return told
