@@ -924,6 +924,7 @@ create type gateway.candidate as (
     model_name text,
     context_length bigint,
     max_output_tokens bigint,
+    tokenizer text,
     route_id bigint,
     service_id bigint,
     service_name text,
@@ -977,7 +978,7 @@ begin
             and (p_provider is not null or strpos(w.name, '/') > 1)
     )
     select
-        m.id, m.name, m.context_length, m.max_output_tokens,
+        m.id, m.name, m.context_length, m.max_output_tokens, m.tokenizer,
         r.id, s.id, s.name, s.provider, s.base_url, s.provider_key, o.upstream_model,
         p.prices,
         case
@@ -1511,7 +1512,7 @@ begin
         'candidates', (
             select jsonb_agg(jsonb_build_object(
                 'route_id', c.route_id, 'service_id', c.service_id, 'service_name', c.service_name, 'provider', c.provider,
-                'base_url', c.base_url, 'provider_key', c.provider_key, 'model', c.model_name, 'upstream_model', c.upstream_model,
+                'base_url', c.base_url, 'provider_key', c.provider_key, 'model', c.model_name, 'tokenizer', c.tokenizer, 'upstream_model', c.upstream_model,
                 'max_output_tokens', c.output_bound))
             from unnest(v_candidates) as c
         )
@@ -1586,7 +1587,8 @@ begin
             'status', 'settled',
             'already', p_already,
             'request_id', p_request.id,
-            'tokens_charged', p_tokens,
+            'billing_mode', p_request.billing_mode,
+        'tokens_charged', p_tokens,
             'cost_usd', gateway.show_usd(p_request.cost_usd),
             'charge_usd', gateway.show_usd(p_request.charge_usd),
             'uncollected_usd', gateway.show_usd(p_request.uncollected_usd),
