@@ -495,7 +495,7 @@ begin
         'candidates', (
             select jsonb_agg(jsonb_build_object(
                 'route_id', c.route_id, 'service_id', c.service_id, 'service_name', c.service_name, 'provider', c.provider,
-                'base_url', c.base_url, 'provider_key', c.provider_key, 'model', c.model_name, 'tokenizer', c.tokenizer, 'upstream_model', c.upstream_model,
+                'base_url', c.base_url, 'provider_key', c.provider_key, 'model', c.model_name, 'upstream_model', c.upstream_model,
                 'max_output_tokens', c.output_bound))
             from unnest(v_candidates) as c
         )

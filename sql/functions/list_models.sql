@@ -1,6 +1,6 @@
 -- api.list_models: the models that can be called: active, with a route of an active service, and a price; for a key only those that it
--- may use. p_key_hash null: the public list. {"models": [{id, name, …, "prices": of the route tried first}]}, or {"error"} as
--- api.authenticate_key gives it. Reads only.
+-- may use. p_key_hash null: the public list. {"models": [{id, name, …, "pricing": what the customer pays, of the route tried first, in USD
+-- for one token, as text}]}, or {"error"} as api.authenticate_key gives it. Reads only.
 create function api.list_models(p_key_hash text default null, p_name text default null) returns jsonb
 language plpgsql stable security definer set search_path = ''
 as $$
@@ -21,10 +21,17 @@ begin
         select coalesce(jsonb_agg(jsonb_build_object(
             'id', m.id, 'name', m.name, 'display_name', m.display_name, 'created_at', m.created_at, 'context_length', m.context_length,
             'max_output_tokens', m.max_output_tokens, 'input_modalities', m.input_modalities, 'output_modalities', m.output_modalities,
-            'provider', r.provider, 'prices', r.prices) order by m.name), '[]')
+            'provider', r.provider, 'pricing', r.pricing) order by m.name), '[]')
         from gateway.models as m
         cross join lateral (
-            select s.provider, gateway.describe_price(p) as prices
+            select s.provider, jsonb_strip_nulls(jsonb_build_object(
+                'prompt', gateway.show_usd(case when c.flat then c.rate else p.input * c.rate end),
+                'completion', gateway.show_usd(case when c.flat then c.rate else p.output * c.rate end),
+                'input_cache_read', gateway.show_usd(case when c.flat then c.rate else p.cached_input * c.rate end),
+                'input_cache_write', gateway.show_usd(case when c.flat then c.rate else p.cache_write * c.rate end),
+                'audio', gateway.show_usd(case when c.flat then c.rate else p.audio_input * c.rate end),
+                'request', gateway.show_usd(coalesce(p.per_request, 0) * c.commission),
+                'image', gateway.show_usd(p.per_image * c.commission))) as pricing
             from gateway.offers as o
             join gateway.routes as t on t.offer_id = o.id and t.active
             join gateway.services as s on s.id = t.service_id and s.active
@@ -34,6 +41,11 @@ begin
                 order by v.service_id is null, v.effective_from desc
                 limit 1
             ) as p
+            cross join (
+                select t.billing_mode = 'flat' as flat, 1 + t.commission_percent * 0.01 as commission,
+                    case when t.billing_mode = 'flat' then t.flat_usd_per_1k_tokens * 0.001 else (1 + t.commission_percent * 0.01) * 0.000001 end as rate
+                from gateway.settings as t
+            ) as c
             where o.model_id = m.id and (v_allowed_services is null or s.id = any (v_allowed_services))
             order by coalesce(t.priority, s.priority), t.id
             limit 1

@@ -3,7 +3,7 @@
 -- Returns {"id", …}, or {"error": "name_taken"}.
 create function api.create_model(
     p_name text, p_offers jsonb, p_display_name text default null, p_context_length bigint default null, p_max_output_tokens bigint default null,
-    p_input_modalities text[] default '{text}', p_output_modalities text[] default '{text}', p_tokenizer text default 'o200k_base',
+    p_input_modalities text[] default '{text}', p_output_modalities text[] default '{text}',
     p_actor text default null
 ) returns jsonb
 language plpgsql security definer set search_path = ''
@@ -14,8 +14,8 @@ declare
     v_offer_id bigint;
 begin
     perform set_config('gateway.actor', coalesce(p_actor, ''), true);
-    insert into gateway.models (name, display_name, context_length, max_output_tokens, input_modalities, output_modalities, tokenizer)
-    values (p_name, p_display_name, p_context_length, p_max_output_tokens, p_input_modalities, p_output_modalities, p_tokenizer)
+    insert into gateway.models (name, display_name, context_length, max_output_tokens, input_modalities, output_modalities)
+    values (p_name, p_display_name, p_context_length, p_max_output_tokens, p_input_modalities, p_output_modalities)
     on conflict (name) do nothing
     returning * into v_model;
     if v_model.id is null then
@@ -32,9 +32,9 @@ begin
     return gateway.describe_model(v_model);
 end
 $$;
-revoke all on function api.create_model(text, jsonb, text, bigint, bigint, text[], text[], text, text) from public;
-grant execute on function api.create_model(text, jsonb, text, bigint, bigint, text[], text[], text, text) to service_role;
-comment on function api.create_model(text, jsonb, text, bigint, bigint, text[], text[], text, text) is 'Adds a model with its offers and prices.';
+revoke all on function api.create_model(text, jsonb, text, bigint, bigint, text[], text[], text) from public;
+grant execute on function api.create_model(text, jsonb, text, bigint, bigint, text[], text[], text) to service_role;
+comment on function api.create_model(text, jsonb, text, bigint, bigint, text[], text[], text) is 'Adds a model with its offers and prices.';
 
 create function gateway.describe_model(p_model gateway.models) returns jsonb
 language sql stable set search_path = ''

@@ -3,7 +3,6 @@ create type gateway.candidate as (
     model_name text,
     context_length bigint,
     max_output_tokens bigint,
-    tokenizer text,
     route_id bigint,
     service_id bigint,
     service_name text,
@@ -57,7 +56,7 @@ begin
             and (p_provider is not null or strpos(w.name, '/') > 1)
     )
     select
-        m.id, m.name, m.context_length, m.max_output_tokens, m.tokenizer,
+        m.id, m.name, m.context_length, m.max_output_tokens,
         r.id, s.id, s.name, s.provider, s.base_url, s.provider_key, o.upstream_model,
         p.prices,
         case

@@ -6,7 +6,6 @@ create table gateway.models (
     max_output_tokens bigint check (max_output_tokens > 0),
     input_modalities text[] not null default '{text}' check (cardinality(input_modalities) > 0),
     output_modalities text[] not null default '{text}' check (cardinality(output_modalities) > 0),
-    tokenizer text not null default 'o200k_base' check (tokenizer in ('o200k_base', 'cl100k_base')),
     active boolean not null default true,
     created_at timestamptz not null default now()
 );
@@ -20,7 +19,6 @@ comment on column gateway.models.context_length is 'Context window in tokens: th
 comment on column gateway.models.max_output_tokens is 'Most tokens that the model can answer with. Empty: unknown.';
 comment on column gateway.models.input_modalities is 'What it reads: text, image, audio, video, file.';
 comment on column gateway.models.output_modalities is 'What it answers with: text, image, audio, embedding.';
-comment on column gateway.models.tokenizer is 'tiktoken encoding with which usage is estimated where a provider reports none.';
 comment on column gateway.models.active is 'False hides the model and refuses it.';
 comment on column gateway.models.created_at is 'When it entered the catalogue.';
 

@@ -99,7 +99,6 @@ create table gateway.models (
     max_output_tokens bigint check (max_output_tokens > 0),
     input_modalities text[] not null default '{text}' check (cardinality(input_modalities) > 0),
     output_modalities text[] not null default '{text}' check (cardinality(output_modalities) > 0),
-    tokenizer text not null default 'o200k_base' check (tokenizer in ('o200k_base', 'cl100k_base')),
     active boolean not null default true,
     created_at timestamptz not null default now()
 );
@@ -113,7 +112,6 @@ comment on column gateway.models.context_length is 'Context window in tokens: th
 comment on column gateway.models.max_output_tokens is 'Most tokens that the model can answer with. Empty: unknown.';
 comment on column gateway.models.input_modalities is 'What it reads: text, image, audio, video, file.';
 comment on column gateway.models.output_modalities is 'What it answers with: text, image, audio, embedding.';
-comment on column gateway.models.tokenizer is 'tiktoken encoding with which usage is estimated where a provider reports none.';
 comment on column gateway.models.active is 'False hides the model and refuses it.';
 comment on column gateway.models.created_at is 'When it entered the catalogue.';
 
@@ -924,7 +922,6 @@ create type gateway.candidate as (
     model_name text,
     context_length bigint,
     max_output_tokens bigint,
-    tokenizer text,
     route_id bigint,
     service_id bigint,
     service_name text,
@@ -978,7 +975,7 @@ begin
             and (p_provider is not null or strpos(w.name, '/') > 1)
     )
     select
-        m.id, m.name, m.context_length, m.max_output_tokens, m.tokenizer,
+        m.id, m.name, m.context_length, m.max_output_tokens,
         r.id, s.id, s.name, s.provider, s.base_url, s.provider_key, o.upstream_model,
         p.prices,
         case
@@ -1512,7 +1509,7 @@ begin
         'candidates', (
             select jsonb_agg(jsonb_build_object(
                 'route_id', c.route_id, 'service_id', c.service_id, 'service_name', c.service_name, 'provider', c.provider,
-                'base_url', c.base_url, 'provider_key', c.provider_key, 'model', c.model_name, 'tokenizer', c.tokenizer, 'upstream_model', c.upstream_model,
+                'base_url', c.base_url, 'provider_key', c.provider_key, 'model', c.model_name, 'upstream_model', c.upstream_model,
                 'max_output_tokens', c.output_bound))
             from unnest(v_candidates) as c
         )
@@ -2418,7 +2415,7 @@ comment on function api.list_services(integer, bigint, bigint) is 'Services, a p
 -- Returns {"id", …}, or {"error": "name_taken"}.
 create function api.create_model(
     p_name text, p_offers jsonb, p_display_name text default null, p_context_length bigint default null, p_max_output_tokens bigint default null,
-    p_input_modalities text[] default '{text}', p_output_modalities text[] default '{text}', p_tokenizer text default 'o200k_base',
+    p_input_modalities text[] default '{text}', p_output_modalities text[] default '{text}',
     p_actor text default null
 ) returns jsonb
 language plpgsql security definer set search_path = ''
@@ -2429,8 +2426,8 @@ declare
     v_offer_id bigint;
 begin
     perform set_config('gateway.actor', coalesce(p_actor, ''), true);
-    insert into gateway.models (name, display_name, context_length, max_output_tokens, input_modalities, output_modalities, tokenizer)
-    values (p_name, p_display_name, p_context_length, p_max_output_tokens, p_input_modalities, p_output_modalities, p_tokenizer)
+    insert into gateway.models (name, display_name, context_length, max_output_tokens, input_modalities, output_modalities)
+    values (p_name, p_display_name, p_context_length, p_max_output_tokens, p_input_modalities, p_output_modalities)
     on conflict (name) do nothing
     returning * into v_model;
     if v_model.id is null then
@@ -2447,9 +2444,9 @@ begin
     return gateway.describe_model(v_model);
 end
 $$;
-revoke all on function api.create_model(text, jsonb, text, bigint, bigint, text[], text[], text, text) from public;
-grant execute on function api.create_model(text, jsonb, text, bigint, bigint, text[], text[], text, text) to service_role;
-comment on function api.create_model(text, jsonb, text, bigint, bigint, text[], text[], text, text) is 'Adds a model with its offers and prices.';
+revoke all on function api.create_model(text, jsonb, text, bigint, bigint, text[], text[], text) from public;
+grant execute on function api.create_model(text, jsonb, text, bigint, bigint, text[], text[], text) to service_role;
+comment on function api.create_model(text, jsonb, text, bigint, bigint, text[], text[], text) is 'Adds a model with its offers and prices.';
 
 create function gateway.describe_model(p_model gateway.models) returns jsonb
 language sql stable set search_path = ''
@@ -2604,8 +2601,8 @@ grant execute on function api.change_settings(jsonb, text) to service_role;
 comment on function api.change_settings(jsonb, text) is 'Changes the system''s settings, or only reads them.';
 
 -- api.list_models: the models that can be called: active, with a route of an active service, and a price; for a key only those that it
--- may use. p_key_hash null: the public list. {"models": [{id, name, …, "prices": of the route tried first}]}, or {"error"} as
--- api.authenticate_key gives it. Reads only.
+-- may use. p_key_hash null: the public list. {"models": [{id, name, …, "pricing": what the customer pays, of the route tried first, in USD
+-- for one token, as text}]}, or {"error"} as api.authenticate_key gives it. Reads only.
 create function api.list_models(p_key_hash text default null, p_name text default null) returns jsonb
 language plpgsql stable security definer set search_path = ''
 as $$
@@ -2626,10 +2623,17 @@ begin
         select coalesce(jsonb_agg(jsonb_build_object(
             'id', m.id, 'name', m.name, 'display_name', m.display_name, 'created_at', m.created_at, 'context_length', m.context_length,
             'max_output_tokens', m.max_output_tokens, 'input_modalities', m.input_modalities, 'output_modalities', m.output_modalities,
-            'provider', r.provider, 'prices', r.prices) order by m.name), '[]')
+            'provider', r.provider, 'pricing', r.pricing) order by m.name), '[]')
         from gateway.models as m
         cross join lateral (
-            select s.provider, gateway.describe_price(p) as prices
+            select s.provider, jsonb_strip_nulls(jsonb_build_object(
+                'prompt', gateway.show_usd(case when c.flat then c.rate else p.input * c.rate end),
+                'completion', gateway.show_usd(case when c.flat then c.rate else p.output * c.rate end),
+                'input_cache_read', gateway.show_usd(case when c.flat then c.rate else p.cached_input * c.rate end),
+                'input_cache_write', gateway.show_usd(case when c.flat then c.rate else p.cache_write * c.rate end),
+                'audio', gateway.show_usd(case when c.flat then c.rate else p.audio_input * c.rate end),
+                'request', gateway.show_usd(coalesce(p.per_request, 0) * c.commission),
+                'image', gateway.show_usd(p.per_image * c.commission))) as pricing
             from gateway.offers as o
             join gateway.routes as t on t.offer_id = o.id and t.active
             join gateway.services as s on s.id = t.service_id and s.active
@@ -2639,6 +2643,11 @@ begin
                 order by v.service_id is null, v.effective_from desc
                 limit 1
             ) as p
+            cross join (
+                select t.billing_mode = 'flat' as flat, 1 + t.commission_percent * 0.01 as commission,
+                    case when t.billing_mode = 'flat' then t.flat_usd_per_1k_tokens * 0.001 else (1 + t.commission_percent * 0.01) * 0.000001 end as rate
+                from gateway.settings as t
+            ) as c
             where o.model_id = m.id and (v_allowed_services is null or s.id = any (v_allowed_services))
             order by coalesce(t.priority, s.priority), t.id
             limit 1

@@ -52,7 +52,7 @@ class DatabaseClient:
         self._postgrest = AsyncPostgrestClient(rest_url, schema=SCHEMA, headers=headers, http_client=http)
 
     async def call(self, function: str, parameters: Mapping[str, Any]) -> Any:
-        """Return the function's JSON. Raises DatabaseAwayError, and DatabaseError where the call itself failed.
+        """Return the function's JSON. Raises DatabaseAwayError, or DatabaseError where the call failed.
 
         Sent once, except where the transaction was rolled back for another one's sake.
         """
@@ -66,7 +66,11 @@ class DatabaseClient:
                 if code in _ROLLED_BACK and tries > 0:
                     await asyncio.sleep(0.01)
                     continue
-                kind = DatabaseAwayError if code.startswith(_AWAY) or code in {"502", "503", "504"} else DatabaseError
+                kind = (
+                    DatabaseAwayError
+                    if code.startswith(_AWAY) or code in {"502", "503", "504"}
+                    else DatabaseError
+                )
                 raise kind(function, error.code, error.message or "") from error
             except (httpx.TransportError, httpx.InvalidURL) as error:
                 raise DatabaseAwayError(function, None, type(error).__name__) from error

@@ -25,7 +25,6 @@ class Candidate:
     provider_key: str | None = field(repr=False)
     """Sealed."""
     model: str
-    tokenizer: str
     upstream_model: str
     max_output_tokens: int
     """Bound of each choice."""

@@ -1,0 +1,1 @@
+"""How a function runs: what a process holds, and how Lambda enters it."""

@@ -1,0 +1,53 @@
+"""A function of the gateway: one table of operations, as an ASGI application and as a Lambda handler."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from gateway.http import Application, create_app
+from gateway.runtime.process import Process, current_process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from starlette.types import Receive, Scope, Send
+
+    from gateway.http import Operation
+
+    Operations = Callable[[Process], Sequence[Operation]]
+
+
+class Function:
+    """Serves operations, which are made with the process's settings and clients at the first request.
+
+    Importing a handler thus reads no environment and opens nothing.
+    """
+
+    def __init__(self, operations: Operations, *, process: Callable[[], Process] = current_process) -> None:
+        self._operations = operations
+        self._process = process
+
+    @functools.cached_property
+    def application(self) -> Application:
+        """The ASGI application. Raises SettingsError where the environment is not in order."""
+        process = self._process()
+        return create_app(
+            self._operations(process),
+            allowed_origins=process.settings.allowed_origins,
+            max_body_bytes=process.settings.max_body_bytes,
+            logger=process.logger,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.application(scope, receive, send)
+
+    def handle(self, event: dict[str, Any], context: Any) -> dict[str, Any]:
+        """Answer one Lambda event, buffered."""
+        return self._mangum(event, context)
+
+    @functools.cached_property
+    def _mangum(self) -> Any:
+        from mangum import Mangum  # noqa: PLC0415 - not needed where the application is served as ASGI
+
+        return Mangum(self, lifespan="off")

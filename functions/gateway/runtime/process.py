@@ -1,0 +1,86 @@
+"""What a process holds from its first request to its last: settings and clients, made once and handed in.
+
+Nothing of it depends on a request. The clients belong to the event loop that they are first used on.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from http.cookiejar import Cookie, CookieJar
+from typing import Self
+
+import httpx
+
+from gateway.database.client import DatabaseClient, open_http
+from gateway.database.rpc import Database
+from gateway.metering import Meter
+from gateway.observability import Logger, make_logger
+from gateway.settings import Settings
+from gateway.spool import FileSpool
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Settings and clients of one process."""
+
+    settings: Settings
+    logger: Logger
+    database: Database
+    spool: FileSpool
+    meter: Meter
+    providers_http: httpx.AsyncClient
+    database_http: httpx.AsyncClient
+
+    @classmethod
+    def start(cls, settings: Settings) -> Self:
+        """Make the clients. Nothing is connected to yet."""
+        logger = make_logger(level=settings.log_level)
+        database_http = open_http(settings)
+        database = Database(
+            DatabaseClient(settings.rest_url, settings.supabase_key.get_secret_value(), database_http)
+        )
+        spool = FileSpool(settings.spool_dir, logger)
+        return cls(
+            settings=settings,
+            logger=logger,
+            database=database,
+            spool=spool,
+            meter=Meter(database, spool, logger),
+            providers_http=_open_providers_http(settings),
+            database_http=database_http,
+        )
+
+    async def aclose(self) -> None:
+        """Close the clients."""
+        await self.providers_http.aclose()
+        await self.database_http.aclose()
+
+
+@functools.cache
+def current_process() -> Process:
+    """Return this process's settings and clients, made from the environment at the first call.
+
+    Raises SettingsError.
+    """
+    return Process.start(Settings.from_environment())
+
+
+class _NoCookies(CookieJar):
+    """Keeps no cookie: one tenant's must not reach another's request."""
+
+    def set_cookie(self, cookie: Cookie) -> None:
+        pass
+
+
+def _open_providers_http(settings: Settings) -> httpx.AsyncClient:
+    # No read time-out: each call has its own deadline, and a model may think for minutes before its first token.
+    return httpx.AsyncClient(
+        timeout=httpx.Timeout(
+            None, connect=settings.connect_timeout_seconds, pool=settings.connect_timeout_seconds
+        ),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=30),
+        follow_redirects=False,
+        trust_env=False,
+        cookies=_NoCookies(),
+    )

@@ -1,0 +1,78 @@
+"""Settlements that could not reach the database: kept on disk, and replayed when it is back.
+
+A settlement is idempotent, so that keeping one too often costs nothing and losing one costs money: it is on
+the disk before the client has its answer. On Lambda, whose disk does not last, a queue takes this place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from gateway.database.client import DatabaseAwayError, DatabaseError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from gateway.database.rpc import Database
+    from gateway.observability import Logger
+
+_SUFFIX = ".settlement.json"
+
+
+class FileSpool:
+    """A directory of settlements, one file each. Several processes may share it."""
+
+    def __init__(self, directory: Path, logger: Logger) -> None:
+        self._directory = directory
+        self._logger = logger
+
+    async def keep(self, settlement: Mapping[str, Any]) -> None:
+        """Write a settlement to the disk, whole or not at all. Raises OSError."""
+        await asyncio.to_thread(self._write, settlement)
+
+    async def replay(self, database: Database) -> int:
+        """Settle what is kept, oldest first, and return how many were. Stops when the database is away.
+
+        One that the database refuses stays where it is, for a person to look at, and is logged each time.
+        """
+        replayed = 0
+        for path in await asyncio.to_thread(self._kept):
+            try:
+                settlement = json.loads(await asyncio.to_thread(path.read_bytes))
+            except FileNotFoundError:
+                continue  # another process was faster
+            try:
+                settled = await database.settle_request(settlement)
+            except DatabaseAwayError:
+                break
+            except DatabaseError as error:
+                self._logger.error(
+                    "A kept settlement was refused.", extra={"settlement": settlement}, exc_info=error
+                )
+                continue
+            if settled is None:
+                self._logger.error(
+                    "A kept settlement is of an unknown request.", extra={"settlement": settlement}
+                )
+                continue
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+            replayed += 1
+        return replayed
+
+    def _kept(self) -> list[Path]:
+        # Request ids sort by time.
+        return sorted(self._directory.glob(f"*{_SUFFIX}"))
+
+    def _write(self, settlement: Mapping[str, Any]) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._directory / f"{settlement['request_id']}{_SUFFIX}"
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        with partial.open("wb") as file:
+            file.write(json.dumps(settlement).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
