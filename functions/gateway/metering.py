@@ -66,7 +66,7 @@ class Meter:
         return answer
 
     async def settle(self, settlement: Settlement) -> Settled | None:
-        """Settle, or keep the settlement for a replay and return None. Raises nothing: the answer is given."""
+        """Settle; or keep the settlement for a replay and return None. Never raises: the answer is given."""
         document = settlement.as_json()
         try:
             async with asyncio.timeout(_SETTLE_SECONDS):
@@ -140,7 +140,7 @@ def refusal_error(refusal: Refusal) -> GatewayError:
     return error
 
 
-def _refusal_error(refusal: Refusal) -> GatewayError:
+def _refusal_error(refusal: Refusal) -> GatewayError:  # noqa: C901, PLR0911, PLR0912 - a table
     details = refusal.details
     model = str(details.get("model", ""))[:200]
     match refusal.code:
@@ -178,9 +178,10 @@ def _refusal_error(refusal: Refusal) -> GatewayError:
                 "A request with this Idempotency-Key is still running.", code="idempotency_key_in_use"
             )
         case "idempotency_reused":
+            first = details["first_request_id"]
             return Conflict(
-                "A request with this Idempotency-Key has been charged: "
-                f"{details['first_request_id']}. Its record is at /v1/requests/{details['first_request_id']}.",
+                f"A request with this Idempotency-Key has been charged: {first}. "
+                f"Its record is at /v1/requests/{first}.",
                 code="idempotency_key_reused",
             )
         case "idempotency_mismatch":

@@ -50,18 +50,17 @@ class FileSpool:
             except DatabaseAwayError:
                 break
             except DatabaseError as error:
-                self._logger.error(
-                    "A kept settlement was refused.", extra={"settlement": settlement}, exc_info=error
-                )
+                self._report("A kept settlement was refused.", settlement, error)
                 continue
             if settled is None:
-                self._logger.error(
-                    "A kept settlement is of an unknown request.", extra={"settlement": settlement}
-                )
+                self._report("A kept settlement is of an unknown request.", settlement)
                 continue
             await asyncio.to_thread(path.unlink, missing_ok=True)
             replayed += 1
         return replayed
+
+    def _report(self, message: str, settlement: Mapping[str, Any], error: Exception | None = None) -> None:
+        self._logger.error(message, extra={"settlement": settlement}, exc_info=error)
 
     def _kept(self) -> list[Path]:
         # Request ids sort by time.

@@ -23,6 +23,8 @@ _AWAY = ("08", "53", "57", "PGRST00")
 # Deadlock and serialization failure: the transaction was rolled back whole, so that it may be tried again.
 _ROLLED_BACK = frozenset({"40P01", "40001"})
 _ROLLED_BACK_TRIES = 3
+# An answer that is not PostgREST's, from what stands before it.
+_GATEWAY_STATUSES = frozenset({"502", "503", "504"})
 
 
 class DatabaseError(Exception):
@@ -66,11 +68,8 @@ class DatabaseClient:
                 if code in _ROLLED_BACK and tries > 0:
                     await asyncio.sleep(0.01)
                     continue
-                kind = (
-                    DatabaseAwayError
-                    if code.startswith(_AWAY) or code in {"502", "503", "504"}
-                    else DatabaseError
-                )
+                away = code.startswith(_AWAY) or code in _GATEWAY_STATUSES
+                kind = DatabaseAwayError if away else DatabaseError
                 raise kind(function, error.code, error.message or "") from error
             except (httpx.TransportError, httpx.InvalidURL) as error:
                 raise DatabaseAwayError(function, None, type(error).__name__) from error
@@ -78,7 +77,7 @@ class DatabaseClient:
 
 
 def open_http(settings: Settings) -> httpx.AsyncClient:
-    """Return the HTTP client for PostgREST: connections kept open, short time-outs, no redirects, no proxy."""
+    """Return the HTTP client for PostgREST: kept connections, short time-outs, no redirects, no proxy."""
     return httpx.AsyncClient(
         timeout=httpx.Timeout(READ_SECONDS, connect=min(CONNECT_SECONDS, settings.connect_timeout_seconds)),
         limits=httpx.Limits(max_connections=100, max_keepalive_connections=40, keepalive_expiry=60),

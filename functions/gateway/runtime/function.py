@@ -44,7 +44,8 @@ class Function:
 
     def handle(self, event: dict[str, Any], context: Any) -> dict[str, Any]:
         """Answer one Lambda event, buffered."""
-        return self._mangum(event, context)
+        response: dict[str, Any] = self._mangum(event, context)
+        return response
 
     @functools.cached_property
     def _mangum(self) -> Any:

@@ -74,11 +74,10 @@ class _NoCookies(CookieJar):
 
 
 def _open_providers_http(settings: Settings) -> httpx.AsyncClient:
-    # No read time-out: each call has its own deadline, and a model may think for minutes before its first token.
+    # No read time-out: each call has its own deadline, and a model may think for minutes first.
+    patience = settings.connect_timeout_seconds
     return httpx.AsyncClient(
-        timeout=httpx.Timeout(
-            None, connect=settings.connect_timeout_seconds, pool=settings.connect_timeout_seconds
-        ),
+        timeout=httpx.Timeout(None, connect=patience, pool=patience),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=30),
         follow_redirects=False,
         trust_env=False,
