@@ -1,0 +1,77 @@
+# The commands a person needs. Each installs what it lacks first; a second run is instant.
+#
+#   make dev     the whole gateway on http://127.0.0.1:8000: no Docker, no account (PORT, DATA_DIR and ADMIN_KEY are honoured)
+#   make test    everything: format, lint, types, schema drift, tests
+#   make check   format, lint and types alone
+#   make drift   whether supabase/migrations/ builds what sql/ describes
+#   make format  put the code into the shape that `check` wants
+#   make clean   remove what the above installed; the data in DATA_DIR stays
+#
+# TESTS names what `make test` runs: make test TESTS='tests/unit -k simulator'
+
+PYTHON ?= python3
+TESTS ?= tests
+
+PY := .venv/bin/python
+UV := .venv/bin/uv
+MODULES := infra/local/node_modules
+TOKENIZERS := functions/gateway/tokenizers
+SOURCES := functions infra tests
+
+export PYTHONPATH := functions:.
+
+.DEFAULT_GOAL := help
+.PHONY: help dev test check drift format clean
+
+help:
+	@sed -n 's/^#   make/  make/p' Makefile
+
+dev: .venv/.dev $(TOKENIZERS)/.made
+	@$(PY) -m infra.cli dev
+
+test: check drift $(TOKENIZERS)/.made
+	$(PY) -m pytest $(TESTS)
+
+check: .venv/.test
+	.venv/bin/ruff format --check $(SOURCES)
+	.venv/bin/ruff check $(SOURCES)
+	.venv/bin/mypy $(SOURCES)
+
+drift: .venv/.dev
+	@$(PY) -m infra.cli drift
+
+format: .venv/.test
+	.venv/bin/ruff format $(SOURCES)
+	.venv/bin/ruff check --fix $(SOURCES)
+
+clean:
+	rm -rf .venv $(MODULES) $(TOKENIZERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# What follows is installed from locks by hash: nothing newer, nothing else.
+
+.venv/.made: requirements-uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sluice needs Python 3.11 or later: make PYTHON=python3.12 …")'
+	@echo "Making .venv"
+	@$(PYTHON) -m venv .venv
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
+	@touch $@
+
+.venv/.dev: requirements-dev.txt .venv/.made
+	@echo "Installing the Python packages of the local stack"
+	@$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements-dev.txt
+	@touch $@
+
+.venv/.test: requirements-test.txt .venv/.dev
+	@echo "Installing the Python packages of the tests"
+	@$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements-test.txt
+	@touch $@
+
+$(MODULES)/.made: infra/local/package-lock.json infra/local/package.json
+	@command -v npm >/dev/null || { echo "Sluice needs Node 20 or later, for npm: https://nodejs.org"; exit 1; }
+	@echo "Installing PostgREST and the tokenizer data"
+	@cd infra/local && npm ci --silent --no-audit --no-fund
+	@touch $@
+
+$(TOKENIZERS)/.made: infra/local/tokenizer.py $(MODULES)/.made .venv/.dev
+	@$(PY) -m infra.local.tokenizer
+	@touch $@
