@@ -15,12 +15,14 @@ from starlette.routing import Match
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from types import FrameType
 
     from starlette.routing import BaseRoute
     from starlette.types import Message, Receive, Scope, Send
 
 FUNCTIONS = ("chat", "keys", "usage", "admin", "billing", "maintenance", "web")
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GRACE_SECONDS = 5
 
 
@@ -122,8 +124,21 @@ class _StackServer(uvicorn.Server):
         self._ready = ready
         self._parent = os.getppid() if "MAKELEVEL" in os.environ else None
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take the stack's signals while serving; unlike uvicorn, raise none of them again afterwards."""
+        before = {each: signal.signal(each, self._stop) for each in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        # A second Ctrl-C hurries nothing: open calls have their seconds to settle.
+        self.should_exit = True
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        signal.signal(signal.SIGHUP, lambda _number, _frame: self.handle_exit(signal.SIGTERM, None))
         await super().startup(sockets)
         if self.started:
             self._ready()

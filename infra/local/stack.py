@@ -23,7 +23,7 @@ from infra.local.postgres import EmbeddedPostgres
 from infra.local.postgrest import PostgRest
 from infra.local.processes import HOST, ExclusiveLock, StackError
 from infra.local.seeding import Seeds, provider_keys, seed_stack
-from infra.local.server import Gateway, load_functions, serve
+from infra.local.server import STOP_SIGNALS, Gateway, load_functions, serve
 from infra.local.serving import ThreadedServer
 from infra.local.simulator import create_simulator
 from infra.local.state import StackState
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 DATABASE = "sluice"
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LARGEST_PORT = 65535
 
 
@@ -84,7 +83,7 @@ def run_stack(
     what kept it from starting. Only for a process's main thread: the children die with it.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_stop_by_signals())
+        ignore_more_signals = stack.enter_context(_stop_by_signals())
         listener = stack.enter_context(_listener(options.port))
         refusal = f"another `make dev` runs on {options.data_dir}: stop it, or choose another DATA_DIR"
         stack.enter_context(ExclusiveLock(options.data_dir / "stack.lock", refusal))
@@ -100,6 +99,7 @@ def run_stack(
         with step("Loading the functions"):
             gateway = Gateway(load_functions())
         serve(gateway, listener, ready=lambda: ready(running))
+        ignore_more_signals()
 
 
 def _start_backend(
@@ -190,17 +190,20 @@ def _listener(port: int) -> Iterator[socket.socket]:
 
 
 @contextlib.contextmanager
-def _stop_by_signals() -> Iterator[None]:
-    """Turn a signal to stop into a SystemExit that unwinds everything, uninterrupted."""
+def _stop_by_signals() -> Iterator[Callable[[], None]]:
+    """Turn a signal to stop into a SystemExit that unwinds everything; yield what makes signals harmless."""
 
-    def stop(number: int, _frame: object) -> None:
-        for each in _STOP_SIGNALS:
+    def stop(_number: int, _frame: object) -> None:
+        ignore_more()
+        raise SystemExit(0)
+
+    def ignore_more() -> None:
+        for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_IGN)
-        raise SystemExit(0) from KeyboardInterrupt(signal.Signals(number).name)
 
-    before = {each: signal.signal(each, stop) for each in _STOP_SIGNALS}
+    before = {each: signal.signal(each, stop) for each in STOP_SIGNALS}
     try:
-        yield
+        yield ignore_more
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
