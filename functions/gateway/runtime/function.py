@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import functools
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from gateway.http import Application, create_app
 from gateway.runtime.process import Process, current_process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
+    from starlette.routing import Route
     from starlette.types import Receive, Scope, Send
 
     from gateway.http import Operation
 
     Operations = Callable[[Process], Sequence[Operation]]
+
+
+def _lifespan(process: Process) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_app: Any) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await process.aclose()
+
+    return lifespan
 
 
 class Function:
@@ -37,7 +51,13 @@ class Function:
             allowed_origins=process.settings.allowed_origins,
             max_body_bytes=process.settings.max_body_bytes,
             logger=process.logger,
+            lifespan=_lifespan(process),
         )
+
+    @property
+    def routes(self) -> Sequence[Route]:
+        """What it serves, for whoever dispatches to several functions."""
+        return self.application.routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.application(scope, receive, send)
