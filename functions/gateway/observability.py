@@ -7,7 +7,6 @@ those of the request that it was started for.
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import IO, TYPE_CHECKING, Any
@@ -25,10 +24,27 @@ __all__ = ["Logger", "append_log_keys", "make_logger", "request_log_keys"]
 SERVICE = "sluice"
 
 # A secret without a known shape is still known by its name.
-_NAMED_SECRET = re.compile(
-    r'("(?i:authorization|proxy-authorization|cookie|x-api-key|api[_-]?key|provider_key|supabase_key|key'
-    r'|password|secret|token|access_token|master_keys?)":)"(?:[^"\\]|\\.)*"'
+_SECRET_NAMES = frozenset(
+    {
+        "authorization",
+        "proxy_authorization",
+        "cookie",
+        "set_cookie",
+        "key",
+        "api_key",
+        "apikey",
+        "x_api_key",
+        "provider_key",
+        "supabase_key",
+        "master_key",
+        "master_keys",
+        "password",
+        "secret",
+        "token",
+        "access_token",
+    }
 )
+_MAX_DEPTH = 16
 
 _request_keys: ContextVar[dict[str, Any] | None] = ContextVar("request_log_keys", default=None)
 
@@ -66,8 +82,8 @@ def make_logger(*, service: str = SERVICE, level: str = "INFO", stream: IO[str] 
 class RedactingFormatter(LambdaPowertoolsFormatter):
     """Powertools' JSON, with the request's keys, and with secrets blanked wherever they stand.
 
-    The whole line is searched after it has been serialised: message, extra values, exception text and keys
-    alike, in whatever they were nested.
+    Every text is searched before it is serialised (the escape of a line break would hide where a secret begins):
+    message, extra values, exception text and names, in whatever they are nested.
     """
 
     def serialize(self, log: Any) -> str:
@@ -76,5 +92,23 @@ class RedactingFormatter(LambdaPowertoolsFormatter):
             **log,
             **{name: value for name, value in keys.items() if value is not None and name not in log},
         }
-        line = redact(super().serialize(merged))
-        return _NAMED_SECRET.sub(rf'\1"{REDACTED}"', line)
+        return super().serialize(_clean(merged))
+
+
+def _clean(value: Any, depth: int = 0) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if depth == _MAX_DEPTH:
+        return "…"
+    if isinstance(value, dict):
+        return {
+            redact(str(name)): REDACTED if _is_secret(name, item) else _clean(item, depth + 1)
+            for name, item in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean(item, depth + 1) for item in value]
+    return redact(str(value))
+
+
+def _is_secret(name: Any, value: Any) -> bool:
+    return value is not None and str(name).lower().replace("-", "_") in _SECRET_NAMES

@@ -43,6 +43,11 @@ _INSIDE_NAMES = (
 )
 # Public by number, yet they answer only from inside: Azure's platform address.
 _METADATA = frozenset({ipaddress.ip_address("168.63.129.16")})
+# Reserved by RFC 6890, 7526, 8215 and 3879; the standard library's is_global knows them since 3.12 or never.
+_RESERVED = tuple(
+    ipaddress.ip_network(network)
+    for network in ("192.0.0.0/24", "192.88.99.0/24", "64:ff9b:1::/48", "fec0::/10", "5f00::/16", "3fff::/20")
+)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
 
@@ -57,7 +62,7 @@ def check_base_url(url: str, *, allow_private: bool = False) -> str:
     parts, host, port = _parse(url)
     if parts.scheme == "http" and not allow_private:
         raise _refused("must be https")
-    address = _literal(host)
+    address = _address(host)
     if not allow_private:
         if address is not None:
             _check_address(address)
@@ -76,7 +81,7 @@ async def check_resolved(url: str, *, allow_private: bool = False, resolve: Reso
     if allow_private:
         return normal
     _, host, port = _parse(url)
-    if _literal(host) is not None:
+    if _address(host) is not None:
         return normal
     try:
         async with asyncio.timeout(RESOLVE_SECONDS):
@@ -153,18 +158,14 @@ def _address(host: str) -> Address | None:
         return None
 
 
-def _literal(host: str) -> Address | None:
-    return _address(host)
-
-
 def _check_address(address: Address) -> None:
     for face in _faces(address):
         if (
             not face.is_global
             or face.is_multicast
             or face.is_reserved
-            or face.is_unspecified
             or face in _METADATA
+            or any(face in network for network in _RESERVED)
         ):
             raise _refused(f"must not lead to an address inside a network ({address})")
 

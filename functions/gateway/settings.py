@@ -103,11 +103,8 @@ class Settings(BaseModel):
     supabase_key: Annotated[SecretStr, Field(min_length=1)]
     """An sb_secret_ key, or the older service_role token."""
     master_keys: Annotated[
-        Mapping[str, bytes],
-        BeforeValidator(_master_keys),
-        AfterValidator(_check_master_keys),
-        Field(repr=False),
-    ] = MappingProxyType({})
+        Mapping[str, bytes], BeforeValidator(_master_keys), AfterValidator(_check_master_keys)
+    ] = Field(default_factory=lambda: MappingProxyType({}), repr=False)
     """Key id → 32 bytes. Provider keys are sealed under the first and opened under any."""
     spool_dir: Path = Field(default_factory=lambda: Path(tempfile.gettempdir()) / "sluice-spool")
     """Where settlements that can't reach the database wait."""

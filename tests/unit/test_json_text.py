@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway import json_text
+from gateway.errors import BadRequest
+from gateway.json_text import MAX_DEPTH, dump, parse_provider, parse_request
+
+TEXT = st.text(alphabet=st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+    max_leaves=30,
+)
+
+
+@given(VALUES, st.booleans())
+def test_what_can_be_stored_is_read_as_the_standard_library_reads_it(value: Any, ascii_only: bool) -> None:
+    raw = json.dumps(value, ensure_ascii=ascii_only).encode()
+    assert parse_request(raw) == value
+    assert parse_provider(raw) == value
+    assert parse_request(dump(value)) == value
+
+
+@given(st.binary(max_size=64))
+def test_no_bytes_raise_anything_but_400(raw: bytes) -> None:
+    with contextlib.suppress(BadRequest):
+        parse_request(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (b"", "empty"),
+        (b" \n", "empty"),
+        (b'{"a":', "not valid JSON"),
+        (b"{'a': 1}", "not valid JSON"),
+        (b'{"a":1} x', "not valid JSON"),
+        (b'{"a":"\n"}', "not valid JSON"),
+        (b"\xef\xbb\xbf{}", "not valid JSON"),
+        ('{"a":1}'.encode("utf-16"), "not UTF-8"),
+        (b'{"a":"\xed\xa0\x80"}', "not UTF-8"),
+        (b'{"a":NaN}', "NaN"),
+        (b'{"a":-Infinity}', "-Infinity"),
+        (b'{"a":1e999}', "too large"),
+        (b'{"a":-1e999}', "too large"),
+        (b'{"a":' + b"9" * 5000 + b"}", "too long"),
+    ],
+)
+def test_what_is_not_json_is_400(raw: bytes, told: str) -> None:
+    with pytest.raises(BadRequest, match=told) as caught:
+        parse_request(raw)
+    assert caught.value.code == "invalid_json"
+
+
+@pytest.mark.parametrize(
+    ("raw", "param"),
+    [
+        (b'{"messages":[{"content":"a"},{"content":"b\\u0000c"}]}', "messages.1.content"),
+        (b'{"messages":[[],["x","\\u0000"]]}', "messages.1.1"),
+        (b'{"a":{"b":{}},"c":"\\ud800"}', "c"),
+        (b'{"c":"\\uDFFFx"}', "c"),
+        (b'{"a":{"\\u0000":1}}', "a"),
+        (b'{"\\ud83d":1}', None),
+        (b'"\\u0000"', None),
+    ],
+)
+def test_text_that_the_database_cannot_hold_is_400_and_named(raw: bytes, param: str | None) -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse_request(raw)
+    assert caught.value.param == param
+
+
+def test_escaped_pairs_and_escaped_backslashes_are_text() -> None:
+    assert parse_request(b'{"a":"\\ud83d\\ude00","b":"\\\\u0000","c":"\\\\ud800"}') == {
+        "a": "😀",
+        "b": "\\u0000",
+        "c": "\\ud800",
+    }
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 5_000, 500_000])
+def test_deep_nesting_is_400_and_no_recursion_error(opening: bytes, depth: int) -> None:
+    closing = b"]" if opening == b"[" else b"}"
+    for raw in (opening * depth, opening * depth + b"1" + closing * depth):
+        with pytest.raises(BadRequest):
+            parse_request(raw)
+
+
+def test_the_depth_limit_is_where_it_is_said_to_be() -> None:
+    assert parse_request(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
+    with pytest.raises(BadRequest, match=f"{MAX_DEPTH} levels"):
+        parse_request(b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1))
+
+
+def test_wide_is_not_deep() -> None:
+    wide = {"messages": [{"role": "user", "content": [{"a": []}]} for _ in range(500)]}
+    assert parse_request(json.dumps(wide).encode()) == wide
+
+
+def test_a_name_given_twice_is_400() -> None:
+    with pytest.raises(BadRequest, match="'max_tokens' twice") as caught:
+        parse_request(b'{"max_tokens":1,"model":"m","max_tokens":100000}')
+    assert caught.value.param == "max_tokens"
+
+
+def test_the_error_never_quotes_the_body() -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse_request(b'{"prompt":"my secret" oops')
+    assert "secret" not in caught.value.message
+
+
+def test_a_providers_nan_becomes_null_and_deep_nesting_a_value_error() -> None:
+    assert parse_provider(b'{"a":NaN,"b":[-Infinity,1e999],"a2":1,"a2":2}') == {
+        "a": None,
+        "b": [None, None],
+        "a2": 2,
+    }
+    with pytest.raises(ValueError, match="deeply"):
+        parse_provider(b"[" * 500_000)
+
+
+def test_dump_keeps_what_utf8_cannot_carry_as_an_escape() -> None:
+    assert dump({"a": "é😀"}) == '{"a":"é😀"}'.encode()
+    assert json.loads(dump({"a": "\ud83d"})) == {"a": "\ud83d"}
+    with pytest.raises(ValueError, match="JSON"):
+        dump({"a": math.nan})
+
+
+def test_dotted_path() -> None:
+    assert json_text.dotted(("messages", 0, "content")) == "messages.0.content"

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import base64
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+import gateway
+from gateway.settings import Settings, SettingsError
+
+
+def _key(byte: int, size: int = 32) -> str:
+    return base64.b64encode(bytes([byte]) * size).decode()
+
+
+ENVIRON = {
+    "SUPABASE_URL": "https://abc.supabase.co/",
+    "SUPABASE_KEY": "sb_secret_0123456789abcdef",
+    "SLUICE_MASTER_KEYS": json.dumps({"2026-b": _key(2), "2026-a": _key(1)}),
+}
+
+
+def test_defaults() -> None:
+    settings = Settings.from_environment(ENVIRON)
+    assert settings.rest_url == "https://abc.supabase.co/rest/v1"
+    assert settings.supabase_key.get_secret_value() == "sb_secret_0123456789abcdef"
+    assert list(settings.master_keys.items()) == [("2026-b", bytes([2]) * 32), ("2026-a", bytes([1]) * 32)]
+    assert (settings.allow_private_urls, settings.allowed_origins) == (False, ())
+    assert (settings.request_timeout_seconds, settings.connect_timeout_seconds) == (840, 5)
+    assert (settings.keep_alive_seconds, settings.max_body_bytes) == (15, 6 * 1024 * 1024)
+    assert settings.log_level == "INFO"
+
+
+def test_every_variable_is_read() -> None:
+    settings = Settings.from_environment(
+        ENVIRON
+        | {
+            "SLUICE_REST_URL": "http://127.0.0.1:3000/",
+            "SLUICE_ALLOW_PRIVATE_URLS": "true",
+            "SLUICE_SPOOL_DIR": "/var/spool/x",
+            "SLUICE_REQUEST_TIMEOUT_SECONDS": "60",
+            "SLUICE_CONNECT_TIMEOUT_SECONDS": "2.5",
+            "SLUICE_KEEP_ALIVE_SECONDS": "1",
+            "SLUICE_MAX_BODY_BYTES": "1000",
+            "SLUICE_ALLOWED_ORIGINS": "https://a.example, http://localhost:3000/ ,",
+            "SLUICE_LOG_LEVEL": "debug",
+            "OPENROUTER_SITE_URL": "https://site.example",
+            "OPENROUTER_SITE_NAME": "Site",
+        }
+    )
+    assert settings.rest_url == "http://127.0.0.1:3000"
+    assert settings.allow_private_urls is True
+    assert settings.spool_dir == Path("/var/spool/x")
+    assert settings.request_timeout_seconds == 60
+    assert settings.connect_timeout_seconds == 2.5
+    assert settings.keep_alive_seconds == 1
+    assert settings.max_body_bytes == 1000
+    assert settings.allowed_origins == ("https://a.example", "http://localhost:3000")
+    assert settings.log_level == "DEBUG"
+    assert (settings.openrouter_site_url, settings.openrouter_site_name) == ("https://site.example", "Site")
+
+
+def test_the_process_environment_is_read_at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLUICE_KEEP_ALIVE_SECONDS", "7")
+    assert Settings.from_environment().keep_alive_seconds == 7
+    monkeypatch.setenv("SLUICE_KEEP_ALIVE_SECONDS", "8")
+    assert Settings.from_environment().keep_alive_seconds == 8
+
+
+def test_all_that_is_missing_is_named_at_once_and_empty_is_missing() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({"SUPABASE_KEY": " "})
+    assert str(caught.value) == "SUPABASE_URL (or SLUICE_REST_URL) is not set; SUPABASE_KEY is not set"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SLUICE_REST_URL", "ftp://hunter2"),
+        ("SLUICE_REST_URL", "https://user:hunter2@x.example"),
+        ("SLUICE_REST_URL", "http://hunter2.example"),
+        ("SLUICE_MASTER_KEYS", "hunter2"),
+        ("SLUICE_MASTER_KEYS", '["hunter2"]'),
+        ("SLUICE_MASTER_KEYS", '{"a": "hunter2"}'),
+        ("SLUICE_MASTER_KEYS", '{"a": 7}'),
+        ("SLUICE_MASTER_KEYS", json.dumps({"a": _key(7, 31)})),
+        ("SLUICE_MASTER_KEYS", json.dumps({"a.b": _key(7)})),
+        ("SLUICE_ALLOW_PRIVATE_URLS", "hunter2"),
+        ("SLUICE_REQUEST_TIMEOUT_SECONDS", "901"),
+        ("SLUICE_REQUEST_TIMEOUT_SECONDS", "0"),
+        ("SLUICE_CONNECT_TIMEOUT_SECONDS", "nan"),
+        ("SLUICE_KEEP_ALIVE_SECONDS", "inf"),
+        ("SLUICE_MAX_BODY_BYTES", "hunter2"),
+        ("SLUICE_ALLOWED_ORIGINS", "https://a.example/hunter2"),
+        ("SLUICE_ALLOWED_ORIGINS", "hunter2"),
+        ("SLUICE_LOG_LEVEL", "hunter2"),
+        ("OPENROUTER_SITE_NAME", "hunter2\nx: y"),
+    ],
+)
+def test_a_bad_setting_names_its_variable_and_not_its_value(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment(ENVIRON | {variable: value})
+    assert variable in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+def test_plain_http_to_a_named_host_needs_the_local_stacks_setting() -> None:
+    environ = ENVIRON | {"SUPABASE_URL": "http://host.docker.internal:54321"}
+    with pytest.raises(SettingsError, match="https"):
+        Settings.from_environment(environ)
+    settings = Settings.from_environment(environ | {"SLUICE_ALLOW_PRIVATE_URLS": "true"})
+    assert settings.rest_url == "http://host.docker.internal:54321/rest/v1"
+
+
+def test_no_representation_shows_a_secret() -> None:
+    settings = Settings.from_environment(ENVIRON)
+    for shown in (repr(settings), str(settings), f"{settings}"):
+        assert "0123456789abcdef" not in shown
+        assert "\\x01" not in shown
+        assert "\\x02" not in shown
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = Settings.from_environment(ENVIRON)
+    with pytest.raises(ValidationError):
+        settings.rest_url = "https://other.example"
+    with pytest.raises(TypeError):
+        settings.master_keys["x"] = b""  # type: ignore[index]
+
+
+def test_the_version_is_the_projects() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert gateway.__version__ == project["version"]
