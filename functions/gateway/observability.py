@@ -82,8 +82,8 @@ def make_logger(*, service: str = SERVICE, level: str = "INFO", stream: IO[str] 
 class RedactingFormatter(LambdaPowertoolsFormatter):
     """Powertools' JSON, with the request's keys, and with secrets blanked wherever they stand.
 
-    Every text is searched before it is serialised (the escape of a line break would hide where a secret begins):
-    message, extra values, exception text and names, in whatever they are nested.
+    Every text is searched before it is serialised, where an escape could hide the start of a secret: message,
+    extra values, exception text and names, in whatever they are nested.
     """
 
     def serialize(self, log: Any) -> str:

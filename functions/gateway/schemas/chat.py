@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 MAX_TOKENS = 10_000_000
@@ -65,7 +65,7 @@ def _content_shape(value: Any) -> str | None:
 
 
 Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[ContentPart], FailFast(), Tag("parts")],
+    Annotated[str, Tag("text")] | Annotated[list[ContentPart], Field(fail_fast=True), Tag("parts")],
     Discriminator(
         _content_shape,
         custom_error_type="content_type",
@@ -89,7 +89,7 @@ class Message(_Open):
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: Annotated[list[ToolCall], FailFast()] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
@@ -133,15 +133,15 @@ class ChatCompletionRequest(_Open):
     """The body of POST /v1/chat/completions."""
 
     model: ModelName
-    # FailFast: six megabytes of bad messages are refused at the first.
-    messages: Annotated[list[Message], FailFast(), Field(min_length=1)]
+    # fail_fast: six megabytes of bad messages are refused at the first.
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     models: Annotated[list[ModelName], Field(max_length=MAX_MODELS)] | None = None
     max_tokens: TokenBound | None = None
     max_completion_tokens: TokenBound | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: Annotated[list[Tool], FailFast()] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
