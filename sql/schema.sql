@@ -35,15 +35,16 @@
 
 \ir functions/authenticate_key.sql
 \ir functions/create_customer.sql
+\ir functions/set_limits.sql
 \ir functions/create_key.sql
 \ir functions/set_key_state.sql
+\ir functions/list_keys.sql
 \ir functions/add_credits.sql
 \ir functions/create_user.sql
 \ir functions/read_balances.sql
 \ir functions/manage_prices.sql
 \ir functions/manage_services.sql
 \ir functions/manage_models.sql
-\ir functions/set_limits.sql
 \ir functions/change_settings.sql
 \ir functions/list_models.sql
 \ir functions/read_request.sql

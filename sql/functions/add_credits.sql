@@ -1,7 +1,7 @@
 -- api.add_credits: pays in, or corrects by a negative amount, in USD or in credits. Of p_customer_id, p_key_hash and p_email one names the
 -- customer. The same reference twice counts once ("duplicate": true); another amount under it is an error. Locks the account.
 -- {"customer_id", "added_usd", "credits_added", "balance_after_usd", "credits_after", "duplicate"}, or {"error": "unknown_customer" |
--- "reference_conflict" | "more_than_free", "free_usd"}.
+-- "invalid_amount" (zero, beyond a billion USD, or finer than the tenth decimal) | "reference_conflict" | "more_than_free", "free_usd"}.
 create function api.add_credits(
     p_customer_id bigint default null, p_key_hash text default null, p_email text default null,
     p_usd numeric default null, p_credits numeric default null, p_reference text default null, p_note text default null, p_actor text default null
@@ -17,6 +17,9 @@ declare
 begin
     if num_nonnulls(p_usd, p_credits) <> 1 or num_nonnulls(p_customer_id, p_key_hash, p_email) <> 1 then
         raise exception 'one amount and one customer' using errcode = 'invalid_parameter_value';
+    end if;
+    if abs(coalesce(p_usd, p_credits * v_credit_value)) > 1000000000 then
+        return jsonb_build_object('error', 'invalid_amount');
     end if;
     v_amount := coalesce(p_usd, p_credits * v_credit_value);
     if v_amount = 0 or v_amount <> coalesce(p_usd, p_credits * v_credit_value) then

@@ -3,6 +3,7 @@ language sql stable set search_path = ''
 as $$
     select to_jsonb(p_service) - 'provider_key' - 'deleted_at' || jsonb_build_object(
         'provider_key_set', p_service.provider_key is not null,
+        'limits', gateway.show_limits(p_service_id => p_service.id) -> 'rate_limits',
         'enabled_models', coalesce((
             select jsonb_agg(m.name order by m.name)
             from gateway.routes as r
@@ -58,11 +59,11 @@ grant execute on function api.reserve_service_id() to service_role;
 comment on function api.reserve_service_id() is 'The id of a service to be.';
 
 -- api.create_service: adds a service with its routes, all or nothing. p_provider_key is sealed already. Models are named by our name or
--- the provider's. Returns the service, or {"error": "name_taken" | "unknown_model", "model"}.
+-- the provider's. p_limits: as api.set_limits takes them. Returns the service, or {"error": "name_taken" | "unknown_model", "model"}.
 create function api.create_service(
     p_id bigint, p_name text, p_provider text, p_base_url text default null, p_provider_key text default null,
     p_provider_key_last4 text default null, p_enabled_models text[] default '{}', p_priority integer default 100,
-    p_active boolean default true, p_actor text default null
+    p_active boolean default true, p_actor text default null, p_limits jsonb default null
 ) returns jsonb
 language plpgsql security definer set search_path = ''
 as $$
@@ -85,14 +86,17 @@ begin
         when no_data_found then
             return jsonb_build_object('error', 'unknown_model', 'model', v_unknown);
     end;
+    if p_limits is not null then
+        perform api.set_limits(p_service_id => p_id, p_rate_limits => p_limits, p_actor => p_actor);
+    end if;
     return gateway.describe_service(v_service);
 end
 $$;
-revoke all on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text) from public;
-grant execute on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text) to service_role;
-comment on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text) is 'Adds a service with its routes.';
+revoke all on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text, jsonb) from public;
+grant execute on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text, jsonb) to service_role;
+comment on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text, jsonb) is 'Adds a service with its routes.';
 
--- api.update_service: changes what p_changes names (name, base_url, provider_key, provider_key_last4, priority, active, enabled_models).
+-- api.update_service: changes what p_changes names (name, base_url, provider_key, provider_key_last4, priority, active, enabled_models, limits).
 -- The caller has seen to it that a key is sealed anew when the origin of the base URL changes. Returns the service, or
 -- {"error": "unknown_service" | "name_taken" | "unknown_model"}.
 create function api.update_service(p_id bigint, p_changes jsonb, p_actor text default null) returns jsonb
@@ -109,7 +113,7 @@ begin
             return jsonb_build_object('error', 'unknown_service');
         end if;
         v_service := jsonb_populate_record(
-            v_service, p_changes - array['id', 'provider', 'created_at', 'deleted_at', 'enabled_models']);
+            v_service, p_changes - array['id', 'provider', 'created_at', 'deleted_at', 'enabled_models', 'limits']);
         update gateway.services
         set (name, base_url, provider_key, provider_key_last4, priority, active) = (
             v_service.name, v_service.base_url, v_service.provider_key, v_service.provider_key_last4, v_service.priority, v_service.active)
@@ -127,6 +131,9 @@ begin
         when no_data_found then
             return jsonb_build_object('error', 'unknown_model', 'model', v_unknown);
     end;
+    if p_changes ? 'limits' then
+        perform api.set_limits(p_service_id => p_id, p_rate_limits => p_changes -> 'limits', p_actor => p_actor);
+    end if;
     return gateway.describe_service(v_service);
 end
 $$;

@@ -1,16 +1,38 @@
+create function gateway.show_limits(
+    p_key_id bigint default null, p_customer_id bigint default null, p_service_id bigint default null, p_model_id bigint default null,
+    p_each_model boolean default false
+) returns jsonb
+language sql stable set search_path = ''
+as $$
+    select jsonb_build_object(
+        'rate_limits', coalesce(jsonb_object_agg(n.name || '_per_' || l.per, n.hard) filter (where n.hard is not null), '{}'),
+        'warn', coalesce(jsonb_object_agg(n.name || '_per_' || l.per, n.soft) filter (where n.soft is not null), '{}'))
+    from gateway.limits as l
+    cross join lateral (values
+        ('requests', to_jsonb(l.requests), to_jsonb(l.warn_requests)),
+        ('tokens', to_jsonb(l.tokens), to_jsonb(l.warn_tokens)),
+        ('spend_usd', to_jsonb(gateway.show_usd(l.spend_usd)), to_jsonb(gateway.show_usd(l.warn_spend_usd)))
+    ) as n (name, hard, soft)
+    where (l.key_id, l.customer_id, l.service_id, l.model_id, l.each_model)
+        is not distinct from (p_key_id, p_customer_id, p_service_id, p_model_id, p_each_model)
+$$;
+comment on function gateway.show_limits(bigint, bigint, bigint, bigint, boolean) is 'All limits of one subject as {rate_limits, warn}.';
+revoke all on function gateway.show_limits(bigint, bigint, bigint, bigint, boolean) from public;
+
 -- api.set_limits: merges limits into those of one subject: a key (p_model names one model of it; p_each_model: every model by itself), a
--- customer or a service. p_rate_limits and p_warn: {requests_per_minute: 60, tokens_per_day: …, spend_usd_per_month: …}; null removes.
+-- customer or a service (by id, or by p_service_name). p_rate_limits and p_warn: {requests_per_minute: 60, tokens_per_day: …, spend_usd_per_month: …}; null removes.
 -- A limit that is set without a soft mark of its own gets one at p_warn_percent. Returns all limits of the subject in the same form as
 -- {"rate_limits", "warn"}, or {"error": "unknown_key" | "unknown_customer" | "unknown_service" | "unknown_model"}.
 create function api.set_limits(
     p_key_id bigint default null, p_customer_id bigint default null, p_service_id bigint default null, p_key_hash text default null,
     p_model text default null, p_each_model boolean default false, p_rate_limits jsonb default '{}', p_warn jsonb default '{}',
-    p_warn_percent numeric default 80, p_actor text default null
+    p_warn_percent numeric default 80, p_actor text default null, p_service_name text default null
 ) returns jsonb
 language plpgsql security definer set search_path = ''
 as $$
 declare
     v_key_id bigint := p_key_id;
+    v_service_id bigint := p_service_id;
     v_model_id bigint;
     v_per text;
     v_changes jsonb;
@@ -22,11 +44,15 @@ begin
     if p_key_hash is not null then
         select id into v_key_id from gateway.api_keys where secret_hash = decode(p_key_hash, 'hex');
     end if;
+    if p_service_name is not null then
+        select id into v_service_id from gateway.services where name = p_service_name and deleted_at is null;
+    end if;
     if (p_key_id is not null or p_key_hash is not null) and not exists (select from gateway.api_keys where id = v_key_id) then
         return jsonb_build_object('error', 'unknown_key');
     elsif p_customer_id is not null and not exists (select from gateway.customers where id = p_customer_id) then
         return jsonb_build_object('error', 'unknown_customer');
-    elsif p_service_id is not null and not exists (select from gateway.services where id = p_service_id and deleted_at is null) then
+    elsif (p_service_id is not null or p_service_name is not null)
+        and not exists (select from gateway.services where id = v_service_id and deleted_at is null) then
         return jsonb_build_object('error', 'unknown_service');
     end if;
     if p_model is not null then
@@ -55,11 +81,11 @@ begin
         continue when v_changes = '{}';
 
         insert into gateway.limits (key_id, customer_id, service_id, model_id, each_model, per)
-        values (v_key_id, p_customer_id, p_service_id, v_model_id, p_each_model, v_per)
+        values (v_key_id, p_customer_id, v_service_id, v_model_id, p_each_model, v_per)
         on conflict do nothing;
         select * into v_limit from gateway.limits
         where (key_id, customer_id, service_id, model_id, each_model, per)
-            is not distinct from (v_key_id, p_customer_id, p_service_id, v_model_id, p_each_model, v_per)
+            is not distinct from (v_key_id, p_customer_id, v_service_id, v_model_id, p_each_model, v_per)
         for update;
         v_limit := jsonb_populate_record(v_limit, v_changes);
         if num_nonnulls(v_limit.requests, v_limit.tokens, v_limit.spend_usd, v_limit.warn_requests, v_limit.warn_tokens, v_limit.warn_spend_usd) = 0 then
@@ -72,21 +98,9 @@ begin
         end if;
     end loop;
 
-    return (
-        select jsonb_build_object(
-            'rate_limits', coalesce(jsonb_object_agg(n.name || '_per_' || l.per, n.hard) filter (where n.hard is not null), '{}'),
-            'warn', coalesce(jsonb_object_agg(n.name || '_per_' || l.per, n.soft) filter (where n.soft is not null), '{}'))
-        from gateway.limits as l
-        cross join lateral (values
-            ('requests', to_jsonb(l.requests), to_jsonb(l.warn_requests)),
-            ('tokens', to_jsonb(l.tokens), to_jsonb(l.warn_tokens)),
-            ('spend_usd', to_jsonb(gateway.show_usd(l.spend_usd)), to_jsonb(gateway.show_usd(l.warn_spend_usd)))
-        ) as n (name, hard, soft)
-        where (l.key_id, l.customer_id, l.service_id, l.model_id, l.each_model)
-            is not distinct from (v_key_id, p_customer_id, p_service_id, v_model_id, p_each_model)
-    );
+    return gateway.show_limits(v_key_id, p_customer_id, v_service_id, v_model_id, p_each_model);
 end
 $$;
-revoke all on function api.set_limits(bigint, bigint, bigint, text, text, boolean, jsonb, jsonb, numeric, text) from public;
-grant execute on function api.set_limits(bigint, bigint, bigint, text, text, boolean, jsonb, jsonb, numeric, text) to service_role;
-comment on function api.set_limits(bigint, bigint, bigint, text, text, boolean, jsonb, jsonb, numeric, text) is 'Merges rate and spending limits into those of a key, a customer or a service.';
+revoke all on function api.set_limits(bigint, bigint, bigint, text, text, boolean, jsonb, jsonb, numeric, text, text) from public;
+grant execute on function api.set_limits(bigint, bigint, bigint, text, text, boolean, jsonb, jsonb, numeric, text, text) to service_role;
+comment on function api.set_limits(bigint, bigint, bigint, text, text, boolean, jsonb, jsonb, numeric, text, text) is 'Merges rate and spending limits into those of a key, a customer or a service.';

@@ -1934,6 +1934,113 @@ revoke all on function api.create_customer(text, text, text, text, text) from pu
 grant execute on function api.create_customer(text, text, text, text, text) to service_role;
 comment on function api.create_customer(text, text, text, text, text) is 'Adds a customer.';
 
+create function gateway.show_limits(
+    p_key_id bigint default null, p_customer_id bigint default null, p_service_id bigint default null, p_model_id bigint default null,
+    p_each_model boolean default false
+) returns jsonb
+language sql stable set search_path = ''
+as $$
+    select jsonb_build_object(
+        'rate_limits', coalesce(jsonb_object_agg(n.name || '_per_' || l.per, n.hard) filter (where n.hard is not null), '{}'),
+        'warn', coalesce(jsonb_object_agg(n.name || '_per_' || l.per, n.soft) filter (where n.soft is not null), '{}'))
+    from gateway.limits as l
+    cross join lateral (values
+        ('requests', to_jsonb(l.requests), to_jsonb(l.warn_requests)),
+        ('tokens', to_jsonb(l.tokens), to_jsonb(l.warn_tokens)),
+        ('spend_usd', to_jsonb(gateway.show_usd(l.spend_usd)), to_jsonb(gateway.show_usd(l.warn_spend_usd)))
+    ) as n (name, hard, soft)
+    where (l.key_id, l.customer_id, l.service_id, l.model_id, l.each_model)
+        is not distinct from (p_key_id, p_customer_id, p_service_id, p_model_id, p_each_model)
+$$;
+comment on function gateway.show_limits(bigint, bigint, bigint, bigint, boolean) is 'All limits of one subject as {rate_limits, warn}.';
+revoke all on function gateway.show_limits(bigint, bigint, bigint, bigint, boolean) from public;
+
+-- api.set_limits: merges limits into those of one subject: a key (p_model names one model of it; p_each_model: every model by itself), a
+-- customer or a service (by id, or by p_service_name). p_rate_limits and p_warn: {requests_per_minute: 60, tokens_per_day: …, spend_usd_per_month: …}; null removes.
+-- A limit that is set without a soft mark of its own gets one at p_warn_percent. Returns all limits of the subject in the same form as
+-- {"rate_limits", "warn"}, or {"error": "unknown_key" | "unknown_customer" | "unknown_service" | "unknown_model"}.
+create function api.set_limits(
+    p_key_id bigint default null, p_customer_id bigint default null, p_service_id bigint default null, p_key_hash text default null,
+    p_model text default null, p_each_model boolean default false, p_rate_limits jsonb default '{}', p_warn jsonb default '{}',
+    p_warn_percent numeric default 80, p_actor text default null, p_service_name text default null
+) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_key_id bigint := p_key_id;
+    v_service_id bigint := p_service_id;
+    v_model_id bigint;
+    v_per text;
+    v_changes jsonb;
+    v_metric text;
+    v_name text;
+    v_limit gateway.limits;
+begin
+    perform set_config('gateway.actor', coalesce(p_actor, ''), true);
+    if p_key_hash is not null then
+        select id into v_key_id from gateway.api_keys where secret_hash = decode(p_key_hash, 'hex');
+    end if;
+    if p_service_name is not null then
+        select id into v_service_id from gateway.services where name = p_service_name and deleted_at is null;
+    end if;
+    if (p_key_id is not null or p_key_hash is not null) and not exists (select from gateway.api_keys where id = v_key_id) then
+        return jsonb_build_object('error', 'unknown_key');
+    elsif p_customer_id is not null and not exists (select from gateway.customers where id = p_customer_id) then
+        return jsonb_build_object('error', 'unknown_customer');
+    elsif (p_service_id is not null or p_service_name is not null)
+        and not exists (select from gateway.services where id = v_service_id and deleted_at is null) then
+        return jsonb_build_object('error', 'unknown_service');
+    end if;
+    if p_model is not null then
+        select id into v_model_id from gateway.models where name = p_model;
+        if v_model_id is null then
+            return jsonb_build_object('error', 'unknown_model');
+        end if;
+    end if;
+
+    foreach v_per in array array['minute', 'hour', 'day', 'month'] loop
+        v_changes := '{}';
+        foreach v_metric in array array['requests', 'tokens', 'spend_usd'] loop
+            v_name := v_metric || '_per_' || v_per;
+            if p_rate_limits ? v_name then
+                v_changes := v_changes || jsonb_build_object(
+                    v_metric, p_rate_limits -> v_name,
+                    'warn_' || v_metric, case
+                        when v_metric = 'spend_usd' then to_jsonb((p_rate_limits ->> v_name)::numeric * p_warn_percent * 0.01)
+                        else to_jsonb(floor((p_rate_limits ->> v_name)::numeric * p_warn_percent * 0.01))
+                    end);
+            end if;
+            if p_warn ? v_name then
+                v_changes := v_changes || jsonb_build_object('warn_' || v_metric, p_warn -> v_name);
+            end if;
+        end loop;
+        continue when v_changes = '{}';
+
+        insert into gateway.limits (key_id, customer_id, service_id, model_id, each_model, per)
+        values (v_key_id, p_customer_id, v_service_id, v_model_id, p_each_model, v_per)
+        on conflict do nothing;
+        select * into v_limit from gateway.limits
+        where (key_id, customer_id, service_id, model_id, each_model, per)
+            is not distinct from (v_key_id, p_customer_id, v_service_id, v_model_id, p_each_model, v_per)
+        for update;
+        v_limit := jsonb_populate_record(v_limit, v_changes);
+        if num_nonnulls(v_limit.requests, v_limit.tokens, v_limit.spend_usd, v_limit.warn_requests, v_limit.warn_tokens, v_limit.warn_spend_usd) = 0 then
+            delete from gateway.limits where id = v_limit.id;
+        else
+            update gateway.limits
+            set (requests, tokens, spend_usd, warn_requests, warn_tokens, warn_spend_usd) = (
+                v_limit.requests, v_limit.tokens, v_limit.spend_usd, v_limit.warn_requests, v_limit.warn_tokens, v_limit.warn_spend_usd)
+            where id = v_limit.id;
+        end if;
+    end loop;
+
+    return gateway.show_limits(v_key_id, p_customer_id, v_service_id, v_model_id, p_each_model);
+end
+$$;
+revoke all on function api.set_limits(bigint, bigint, bigint, text, text, boolean, jsonb, jsonb, numeric, text, text) from public;
+grant execute on function api.set_limits(bigint, bigint, bigint, text, text, boolean, jsonb, jsonb, numeric, text, text) to service_role;
+comment on function api.set_limits(bigint, bigint, bigint, text, text, boolean, jsonb, jsonb, numeric, text, text) is 'Merges rate and spending limits into those of a key, a customer or a service.';
+
 create function gateway.describe_key(p_key gateway.api_keys) returns jsonb
 language sql stable set search_path = ''
 as $$
@@ -1946,18 +2053,68 @@ $$;
 comment on function gateway.describe_key(gateway.api_keys) is 'A key as its owner sees it: everything but the secret.';
 revoke all on function gateway.describe_key(gateway.api_keys) from public;
 
+-- Limits must not be escaped by making another key: what holds for the maker holds for what it makes, and what is given may only be tighter.
+create function gateway.inherit_limits(p_key_id bigint, p_maker_key_id bigint, p_rate_limit bigint, p_limits jsonb) returns text
+language plpgsql set search_path = ''
+as $$
+declare
+    v_settings gateway.settings := (select s from gateway.settings as s);
+    v_exceeded text;
+begin
+    with of_maker as (
+        select * from gateway.limits where key_id = p_maker_key_id
+    ),
+    bounds as (
+        -- the system's default gives way to a key's own row, so that it binds such a row too
+        select n.name || '_per_' || w.per as name, n.bound
+        from (values ('minute'), ('hour'), ('day'), ('month')) as w (per)
+        left join of_maker as k on k.model_id is null and not k.each_model and k.per = w.per
+        left join of_maker as e on e.each_model and e.per = w.per
+        cross join lateral (values
+            ('requests', coalesce(k.requests, case when w.per = 'minute' and e.requests is null then v_settings.default_requests_per_minute end)),
+            ('tokens', coalesce(k.tokens, case when w.per = 'minute' and e.tokens is null then v_settings.default_tokens_per_minute end)),
+            ('spend_usd', k.spend_usd)
+        ) as n (name, bound)
+        union all
+        select 'rate_limit', coalesce(
+            (select requests from of_maker where each_model and per = 'minute'),
+            (select requests from of_maker where model_id is null and not each_model and per = 'minute'),
+            v_settings.default_requests_per_minute)
+    )
+    select b.name into v_exceeded
+    from bounds as b
+    join jsonb_each_text(coalesce(p_limits, '{}') || jsonb_strip_nulls(jsonb_build_object('rate_limit', p_rate_limit))) as g on g.key = b.name
+    where b.bound is not null and (g.value is null or g.value::numeric > b.bound)
+    order by b.name
+    limit 1;
+    if v_exceeded is not null then
+        return v_exceeded;
+    end if;
+    insert into gateway.limits (key_id, model_id, each_model, per, requests, tokens, spend_usd, warn_requests, warn_tokens, warn_spend_usd)
+    select p_key_id, model_id, each_model, per, requests, tokens, spend_usd, warn_requests, warn_tokens, warn_spend_usd
+    from gateway.limits
+    where key_id = p_maker_key_id;
+    return null;
+end
+$$;
+comment on function gateway.inherit_limits(bigint, bigint, bigint, jsonb) is 'Gives a new key the limits of the key that makes it. Returns the name of a wanted limit that is above its maker''s, or null.';
+revoke all on function gateway.inherit_limits(bigint, bigint, bigint, jsonb) from public;
+
 -- api.create_key: stores a key by its hash. p_customer_id null: an operator's key (scope admin alone). Models and services that do not
--- exist are refused. Returns the key without its secret, or {"error": "unknown_customer" | "unknown_model" | "unknown_service", "id"}.
+-- exist are refused. p_rate_limit: requests per minute for each model. p_limits: as api.set_limits takes them, over all models.
+-- p_maker_key_id: the key that makes it, whose limits it inherits; null where an admin makes it. Returns the key without its secret, or
+-- {"error": "unknown_customer" | "unknown_model" | "unknown_service", "id"} | {"error": "limit_exceeds_maker", "limit"}; then nothing was made.
 create function api.create_key(
     p_customer_id bigint, p_name text, p_prefix text, p_secret_hash text, p_scopes text[] default '{chat,usage}',
     p_allowed_models bigint[] default null, p_allowed_services bigint[] default null, p_expires_at timestamptz default null,
-    p_rate_limit bigint default null, p_actor text default null
+    p_rate_limit bigint default null, p_actor text default null, p_limits jsonb default null, p_maker_key_id bigint default null
 ) returns jsonb
 language plpgsql security definer set search_path = ''
 as $$
 declare
     v_key gateway.api_keys;
     v_unknown bigint;
+    v_exceeded text;
 begin
     perform set_config('gateway.actor', coalesce(p_actor, ''), true);
     if p_customer_id is not null and not exists (select from gateway.customers where id = p_customer_id) then
@@ -1972,22 +2129,40 @@ begin
     if found then
         return jsonb_build_object('error', 'unknown_service', 'id', v_unknown);
     end if;
-    insert into gateway.api_keys (customer_id, name, prefix, secret_hash, scopes, allowed_models, allowed_services, expires_at)
-    values (p_customer_id, p_name, p_prefix, decode(p_secret_hash, 'hex'), p_scopes, p_allowed_models, p_allowed_services, p_expires_at)
-    returning * into v_key;
+    begin
+        insert into gateway.api_keys (customer_id, name, prefix, secret_hash, scopes, allowed_models, allowed_services, expires_at)
+        values (p_customer_id, p_name, p_prefix, decode(p_secret_hash, 'hex'), p_scopes, p_allowed_models, p_allowed_services, p_expires_at)
+        returning * into v_key;
+        if p_maker_key_id is not null then
+            v_exceeded := gateway.inherit_limits(v_key.id, p_maker_key_id, p_rate_limit, p_limits);
+            if v_exceeded is not null then
+                raise exception using errcode = 'no_data_found';
+            end if;
+        end if;
+    exception when no_data_found then
+        return jsonb_build_object('error', 'limit_exceeds_maker', 'limit', v_exceeded);
+    end;
     if p_rate_limit is not null then
-        insert into gateway.limits (key_id, each_model, per, requests) values (v_key.id, true, 'minute', p_rate_limit);
+        insert into gateway.limits as l (key_id, each_model, per, requests) values (v_key.id, true, 'minute', p_rate_limit)
+        on conflict (key_id, customer_id, service_id, model_id, each_model, per)
+        do update set requests = excluded.requests, warn_requests = least(l.warn_requests, excluded.requests);
+    end if;
+    if p_limits is not null then
+        perform api.set_limits(p_key_id => v_key.id, p_rate_limits => p_limits, p_actor => p_actor);
     end if;
     return gateway.describe_key(v_key);
 end
 $$;
-revoke all on function api.create_key(bigint, text, text, text, text[], bigint[], bigint[], timestamptz, bigint, text) from public;
-grant execute on function api.create_key(bigint, text, text, text, text[], bigint[], bigint[], timestamptz, bigint, text) to service_role;
-comment on function api.create_key(bigint, text, text, text, text[], bigint[], bigint[], timestamptz, bigint, text) is 'Stores a new key by its hash.';
+revoke all on function api.create_key(bigint, text, text, text, text[], bigint[], bigint[], timestamptz, bigint, text, jsonb, bigint) from public;
+grant execute on function api.create_key(bigint, text, text, text, text[], bigint[], bigint[], timestamptz, bigint, text, jsonb, bigint) to service_role;
+comment on function api.create_key(bigint, text, text, text, text[], bigint[], bigint[], timestamptz, bigint, text, jsonb, bigint) is 'Stores a new key by its hash.';
 
--- api.set_key_state: switches a key on or off, or revokes it for good. p_customer_id null: an admin's call, any key; else only that
--- customer's keys. Returns the key, or {"error": "unknown_key" | "revoked_key"}.
-create function api.set_key_state(p_key_id bigint, p_customer_id bigint, p_state text, p_actor text default null) returns jsonb
+-- api.set_key_state: switches a key on or off, or revokes it for good. The key is named by id or, with p_key_id null, by p_key_hash.
+-- p_customer_id null: an admin's call, any key; else only that customer's keys, and of these none with the scope admin, which only an admin
+-- hands out. Returns the key, or {"error": "unknown_key" | "revoked_key" | "admin_key"}. Locks the key.
+create function api.set_key_state(
+    p_key_id bigint, p_customer_id bigint, p_state text, p_actor text default null, p_key_hash text default null
+) returns jsonb
 language plpgsql security definer set search_path = ''
 as $$
 declare
@@ -1995,10 +2170,13 @@ declare
 begin
     perform set_config('gateway.actor', coalesce(p_actor, ''), true);
     select * into v_key from gateway.api_keys
-    where id = p_key_id and (p_customer_id is null or customer_id = p_customer_id)
+    where (id = p_key_id or (p_key_id is null and secret_hash = decode(p_key_hash, 'hex')))
+        and (p_customer_id is null or customer_id = p_customer_id)
     for update;
     if v_key.id is null then
         return jsonb_build_object('error', 'unknown_key');
+    elsif p_customer_id is not null and 'admin' = any (v_key.scopes) then
+        return jsonb_build_object('error', 'admin_key');
     elsif v_key.revoked_at is not null and p_state <> 'revoked' then
         return jsonb_build_object('error', 'revoked_key');
     end if;
@@ -2010,14 +2188,31 @@ begin
     return gateway.describe_key(v_key);
 end
 $$;
-revoke all on function api.set_key_state(bigint, bigint, text, text) from public;
-grant execute on function api.set_key_state(bigint, bigint, text, text) to service_role;
-comment on function api.set_key_state(bigint, bigint, text, text) is 'Sets a key active, inactive, toggled or revoked.';
+revoke all on function api.set_key_state(bigint, bigint, text, text, text) from public;
+grant execute on function api.set_key_state(bigint, bigint, text, text, text) to service_role;
+comment on function api.set_key_state(bigint, bigint, text, text, text) is 'Sets a key active, inactive, toggled or revoked.';
+
+-- api.list_keys: keys by id after p_after, or the one with p_id, without their secrets. p_customer_id null: an admin's call, all keys; else
+-- only that customer's. Reads only.
+create function api.list_keys(p_limit integer, p_after bigint default 0, p_customer_id bigint default null, p_id bigint default null) returns jsonb
+language sql stable security definer set search_path = ''
+as $$
+    select coalesce(jsonb_agg(gateway.describe_key(k) order by k.id), '[]')
+    from (
+        select * from gateway.api_keys
+        where id > p_after and (p_id is null or id = p_id) and (p_customer_id is null or customer_id = p_customer_id)
+        order by id
+        limit p_limit
+    ) as k
+$$;
+revoke all on function api.list_keys(integer, bigint, bigint, bigint) from public;
+grant execute on function api.list_keys(integer, bigint, bigint, bigint) to service_role;
+comment on function api.list_keys(integer, bigint, bigint, bigint) is 'Keys without their secrets, a page of them.';
 
 -- api.add_credits: pays in, or corrects by a negative amount, in USD or in credits. Of p_customer_id, p_key_hash and p_email one names the
 -- customer. The same reference twice counts once ("duplicate": true); another amount under it is an error. Locks the account.
 -- {"customer_id", "added_usd", "credits_added", "balance_after_usd", "credits_after", "duplicate"}, or {"error": "unknown_customer" |
--- "reference_conflict" | "more_than_free", "free_usd"}.
+-- "invalid_amount" (zero, beyond a billion USD, or finer than the tenth decimal) | "reference_conflict" | "more_than_free", "free_usd"}.
 create function api.add_credits(
     p_customer_id bigint default null, p_key_hash text default null, p_email text default null,
     p_usd numeric default null, p_credits numeric default null, p_reference text default null, p_note text default null, p_actor text default null
@@ -2033,6 +2228,9 @@ declare
 begin
     if num_nonnulls(p_usd, p_credits) <> 1 or num_nonnulls(p_customer_id, p_key_hash, p_email) <> 1 then
         raise exception 'one amount and one customer' using errcode = 'invalid_parameter_value';
+    end if;
+    if abs(coalesce(p_usd, p_credits * v_credit_value)) > 1000000000 then
+        return jsonb_build_object('error', 'invalid_amount');
     end if;
     v_amount := coalesce(p_usd, p_credits * v_credit_value);
     if v_amount = 0 or v_amount <> coalesce(p_usd, p_credits * v_credit_value) then
@@ -2249,6 +2447,7 @@ language sql stable set search_path = ''
 as $$
     select to_jsonb(p_service) - 'provider_key' - 'deleted_at' || jsonb_build_object(
         'provider_key_set', p_service.provider_key is not null,
+        'limits', gateway.show_limits(p_service_id => p_service.id) -> 'rate_limits',
         'enabled_models', coalesce((
             select jsonb_agg(m.name order by m.name)
             from gateway.routes as r
@@ -2304,11 +2503,11 @@ grant execute on function api.reserve_service_id() to service_role;
 comment on function api.reserve_service_id() is 'The id of a service to be.';
 
 -- api.create_service: adds a service with its routes, all or nothing. p_provider_key is sealed already. Models are named by our name or
--- the provider's. Returns the service, or {"error": "name_taken" | "unknown_model", "model"}.
+-- the provider's. p_limits: as api.set_limits takes them. Returns the service, or {"error": "name_taken" | "unknown_model", "model"}.
 create function api.create_service(
     p_id bigint, p_name text, p_provider text, p_base_url text default null, p_provider_key text default null,
     p_provider_key_last4 text default null, p_enabled_models text[] default '{}', p_priority integer default 100,
-    p_active boolean default true, p_actor text default null
+    p_active boolean default true, p_actor text default null, p_limits jsonb default null
 ) returns jsonb
 language plpgsql security definer set search_path = ''
 as $$
@@ -2331,14 +2530,17 @@ begin
         when no_data_found then
             return jsonb_build_object('error', 'unknown_model', 'model', v_unknown);
     end;
+    if p_limits is not null then
+        perform api.set_limits(p_service_id => p_id, p_rate_limits => p_limits, p_actor => p_actor);
+    end if;
     return gateway.describe_service(v_service);
 end
 $$;
-revoke all on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text) from public;
-grant execute on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text) to service_role;
-comment on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text) is 'Adds a service with its routes.';
+revoke all on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text, jsonb) from public;
+grant execute on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text, jsonb) to service_role;
+comment on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text, jsonb) is 'Adds a service with its routes.';
 
--- api.update_service: changes what p_changes names (name, base_url, provider_key, provider_key_last4, priority, active, enabled_models).
+-- api.update_service: changes what p_changes names (name, base_url, provider_key, provider_key_last4, priority, active, enabled_models, limits).
 -- The caller has seen to it that a key is sealed anew when the origin of the base URL changes. Returns the service, or
 -- {"error": "unknown_service" | "name_taken" | "unknown_model"}.
 create function api.update_service(p_id bigint, p_changes jsonb, p_actor text default null) returns jsonb
@@ -2355,7 +2557,7 @@ begin
             return jsonb_build_object('error', 'unknown_service');
         end if;
         v_service := jsonb_populate_record(
-            v_service, p_changes - array['id', 'provider', 'created_at', 'deleted_at', 'enabled_models']);
+            v_service, p_changes - array['id', 'provider', 'created_at', 'deleted_at', 'enabled_models', 'limits']);
         update gateway.services
         set (name, base_url, provider_key, provider_key_last4, priority, active) = (
             v_service.name, v_service.base_url, v_service.provider_key, v_service.provider_key_last4, v_service.priority, v_service.active)
@@ -2373,6 +2575,9 @@ begin
         when no_data_found then
             return jsonb_build_object('error', 'unknown_model', 'model', v_unknown);
     end;
+    if p_changes ? 'limits' then
+        perform api.set_limits(p_service_id => p_id, p_rate_limits => p_changes -> 'limits', p_actor => p_actor);
+    end if;
     return gateway.describe_service(v_service);
 end
 $$;
@@ -2478,99 +2683,6 @@ $$;
 revoke all on function api.list_catalogue(integer, bigint, bigint) from public;
 grant execute on function api.list_catalogue(integer, bigint, bigint) to service_role;
 comment on function api.list_catalogue(integer, bigint, bigint) is 'The catalogue of models, a page of it.';
-
--- api.set_limits: merges limits into those of one subject: a key (p_model names one model of it; p_each_model: every model by itself), a
--- customer or a service. p_rate_limits and p_warn: {requests_per_minute: 60, tokens_per_day: …, spend_usd_per_month: …}; null removes.
--- A limit that is set without a soft mark of its own gets one at p_warn_percent. Returns all limits of the subject in the same form as
--- {"rate_limits", "warn"}, or {"error": "unknown_key" | "unknown_customer" | "unknown_service" | "unknown_model"}.
-create function api.set_limits(
-    p_key_id bigint default null, p_customer_id bigint default null, p_service_id bigint default null, p_key_hash text default null,
-    p_model text default null, p_each_model boolean default false, p_rate_limits jsonb default '{}', p_warn jsonb default '{}',
-    p_warn_percent numeric default 80, p_actor text default null
-) returns jsonb
-language plpgsql security definer set search_path = ''
-as $$
-declare
-    v_key_id bigint := p_key_id;
-    v_model_id bigint;
-    v_per text;
-    v_changes jsonb;
-    v_metric text;
-    v_name text;
-    v_limit gateway.limits;
-begin
-    perform set_config('gateway.actor', coalesce(p_actor, ''), true);
-    if p_key_hash is not null then
-        select id into v_key_id from gateway.api_keys where secret_hash = decode(p_key_hash, 'hex');
-    end if;
-    if (p_key_id is not null or p_key_hash is not null) and not exists (select from gateway.api_keys where id = v_key_id) then
-        return jsonb_build_object('error', 'unknown_key');
-    elsif p_customer_id is not null and not exists (select from gateway.customers where id = p_customer_id) then
-        return jsonb_build_object('error', 'unknown_customer');
-    elsif p_service_id is not null and not exists (select from gateway.services where id = p_service_id and deleted_at is null) then
-        return jsonb_build_object('error', 'unknown_service');
-    end if;
-    if p_model is not null then
-        select id into v_model_id from gateway.models where name = p_model;
-        if v_model_id is null then
-            return jsonb_build_object('error', 'unknown_model');
-        end if;
-    end if;
-
-    foreach v_per in array array['minute', 'hour', 'day', 'month'] loop
-        v_changes := '{}';
-        foreach v_metric in array array['requests', 'tokens', 'spend_usd'] loop
-            v_name := v_metric || '_per_' || v_per;
-            if p_rate_limits ? v_name then
-                v_changes := v_changes || jsonb_build_object(
-                    v_metric, p_rate_limits -> v_name,
-                    'warn_' || v_metric, case
-                        when v_metric = 'spend_usd' then to_jsonb((p_rate_limits ->> v_name)::numeric * p_warn_percent * 0.01)
-                        else to_jsonb(floor((p_rate_limits ->> v_name)::numeric * p_warn_percent * 0.01))
-                    end);
-            end if;
-            if p_warn ? v_name then
-                v_changes := v_changes || jsonb_build_object('warn_' || v_metric, p_warn -> v_name);
-            end if;
-        end loop;
-        continue when v_changes = '{}';
-
-        insert into gateway.limits (key_id, customer_id, service_id, model_id, each_model, per)
-        values (v_key_id, p_customer_id, p_service_id, v_model_id, p_each_model, v_per)
-        on conflict do nothing;
-        select * into v_limit from gateway.limits
-        where (key_id, customer_id, service_id, model_id, each_model, per)
-            is not distinct from (v_key_id, p_customer_id, p_service_id, v_model_id, p_each_model, v_per)
-        for update;
-        v_limit := jsonb_populate_record(v_limit, v_changes);
-        if num_nonnulls(v_limit.requests, v_limit.tokens, v_limit.spend_usd, v_limit.warn_requests, v_limit.warn_tokens, v_limit.warn_spend_usd) = 0 then
-            delete from gateway.limits where id = v_limit.id;
-        else
-            update gateway.limits
-            set (requests, tokens, spend_usd, warn_requests, warn_tokens, warn_spend_usd) = (
-                v_limit.requests, v_limit.tokens, v_limit.spend_usd, v_limit.warn_requests, v_limit.warn_tokens, v_limit.warn_spend_usd)
-            where id = v_limit.id;
-        end if;
-    end loop;
-
-    return (
-        select jsonb_build_object(
-            'rate_limits', coalesce(jsonb_object_agg(n.name || '_per_' || l.per, n.hard) filter (where n.hard is not null), '{}'),
-            'warn', coalesce(jsonb_object_agg(n.name || '_per_' || l.per, n.soft) filter (where n.soft is not null), '{}'))
-        from gateway.limits as l
-        cross join lateral (values
-            ('requests', to_jsonb(l.requests), to_jsonb(l.warn_requests)),
-            ('tokens', to_jsonb(l.tokens), to_jsonb(l.warn_tokens)),
-            ('spend_usd', to_jsonb(gateway.show_usd(l.spend_usd)), to_jsonb(gateway.show_usd(l.warn_spend_usd)))
-        ) as n (name, hard, soft)
-        where (l.key_id, l.customer_id, l.service_id, l.model_id, l.each_model)
-            is not distinct from (v_key_id, p_customer_id, p_service_id, v_model_id, p_each_model)
-    );
-end
-$$;
-revoke all on function api.set_limits(bigint, bigint, bigint, text, text, boolean, jsonb, jsonb, numeric, text) from public;
-grant execute on function api.set_limits(bigint, bigint, bigint, text, text, boolean, jsonb, jsonb, numeric, text) to service_role;
-comment on function api.set_limits(bigint, bigint, bigint, text, text, boolean, jsonb, jsonb, numeric, text) is 'Merges rate and spending limits into those of a key, a customer or a service.';
 
 -- api.change_settings: changes what p_changes names, and returns all settings. With '{}' it only reads. The table's constraints decide
 -- what is valid; a name that is no setting is ignored here and refused by the caller.
