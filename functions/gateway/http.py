@@ -454,17 +454,22 @@ async def read_body(request: Request) -> bytes:
     return b"".join(parts)
 
 
-async def read_json(request: Request) -> Any:
-    """Return the value in the body. Raises BadRequest (400) where it is not JSON that can be stored."""
-    return json_text.parse_request(await read_body(request))
+async def read_json(request: Request, *, exact: bool = False) -> Any:
+    """Return the value in the body; `exact` as in `json_text.parse_request`.
+
+    Raises BadRequest (400) where it is not JSON that can be stored.
+    """
+    return json_text.parse_request(await read_body(request), exact=exact)
 
 
-async def read_model(request: Request, model: type[Model]) -> tuple[Model, dict[str, Any]]:
+async def read_model(
+    request: Request, model: type[Model], *, exact: bool = False
+) -> tuple[Model, dict[str, Any]]:
     """Return the body checked against `model`, and the JSON object itself as the client sent it.
 
     Raises what `read_json` and `validate` raise.
     """
-    value = await read_json(request)
+    value = await read_json(request, exact=exact)
     return validate(model, value), value
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import BadRequest
@@ -24,8 +25,11 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def parse_request(raw: bytes) -> Any:
+def parse_request(raw: bytes, *, exact: bool = False) -> Any:
     """Return the value that a client's body holds.
+
+    With `exact`, numbers with a fraction or an exponent are Decimal: 0.1 is then what the client wrote, which
+    no float is. For bodies that hold money.
 
     Raises BadRequest (400), naming the field by its dotted path where there is one.
     """
@@ -38,7 +42,7 @@ def parse_request(raw: bytes) -> Any:
             f"The request body is not UTF-8 (byte {error.start}).", code="invalid_json"
         ) from None
     try:
-        value = _REQUEST_DECODER.decode(text)
+        value = (_EXACT_DECODER if exact else _REQUEST_DECODER).decode(text)
     except RecursionError:
         raise _too_deep() from None
     except json.JSONDecodeError as error:
@@ -106,6 +110,14 @@ def _finite(text: str) -> float:
     return number
 
 
+def _decimal(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        # The exponent alone is beyond what a Decimal holds; any other number of JSON is one.
+        raise BadRequest("The request body holds a number that is too large.", code="invalid_json") from None
+
+
 def _finite_or_none(text: str) -> float | None:
     number = float(text)
     return None if math.isinf(number) else number
@@ -164,5 +176,8 @@ def _too_deep() -> BadRequest:
 
 _REQUEST_DECODER = json.JSONDecoder(
     object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite
+)
+_EXACT_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_decimal
 )
 _PROVIDER_DECODER = json.JSONDecoder(parse_constant=_null, parse_float=_finite_or_none)
