@@ -224,7 +224,7 @@ class Chat:
     # A whole answer
 
     async def _answer(self, call: _Call) -> tuple[Answer, Settled | None]:
-        """Call a provider and settle; to the end even if the client leaves, as the call is paid for anyway."""
+        """Call a provider and settle; to the end even if the client leaves, as the call is paid for."""
         return await finish(self._answer_and_settle(call))
 
     async def _answer_and_settle(self, call: _Call) -> tuple[Answer, Settled | None]:
