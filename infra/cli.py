@@ -60,7 +60,9 @@ def _welcome(stack: RunningStack) -> None:
     if stack.demo_key:
         print(f"Demo key:  {stack.demo_key}")
         print(f"Services:  {', '.join(stack.services)}")
-    print(f"\n{_CURL.format(url=stack.url, key=stack.demo_key or '$SLUICE_KEY')}\n", flush=True)
+        print(f"\n{_CURL.format(url=stack.url, key=stack.demo_key)}\n", flush=True)
+    else:
+        print(f'\ncurl {stack.url}/v1/models -H "Authorization: Bearer $SLUICE_KEY"\n', flush=True)
 
 
 @app.command()

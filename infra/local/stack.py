@@ -89,7 +89,7 @@ def run_stack(
         stack.enter_context(ExclusiveLock(options.data_dir / "stack.lock", refusal))
         url = f"http://{HOST}:{options.port}"
         if options.hosted:
-            running = RunningStack(url, options.admin_key, None, ())
+            running = RunningStack(url, None, None, ())
         else:
             running = _start_backend(stack, options, url, step)
         try:
