@@ -211,6 +211,268 @@ class Database:
         )
         return found
 
+    # Customers, their money and their keys. Money goes in as exact decimal text.
+
+    async def create_customer(
+        self, *, name: str, email: str, company: str | None, username: str | None, actor: str
+    ) -> JSONObject:
+        return await self._object(
+            "create_customer", name=name, email=email, company=company, username=username, actor=actor
+        )
+
+    async def create_user(
+        self,
+        *,
+        name: str,
+        prefix: str,
+        secret_hash: str,
+        email: str | None,
+        company: str | None,
+        credits: str | None,
+        rate_limits: Mapping[str, Any] | None,
+        actor: str,
+    ) -> JSONObject:
+        return await self._object(
+            "create_user",
+            name=name,
+            prefix=prefix,
+            secret_hash=secret_hash,
+            email=email,
+            company=company,
+            credits=credits,
+            rate_limits=rate_limits,
+            actor=actor,
+        )
+
+    async def find_customer(self, *, email: str | None = None, username: str | None = None) -> int | None:
+        found: int | None = await self._call("find_customer", email=email, username=username)
+        return found
+
+    async def add_credits(
+        self,
+        *,
+        actor: str,
+        customer_id: int | None = None,
+        key_hash: str | None = None,
+        email: str | None = None,
+        usd: str | None = None,
+        credits: str | None = None,
+        reference: str | None = None,
+        note: str | None = None,
+    ) -> JSONObject:
+        return await self._object(
+            "add_credits",
+            customer_id=customer_id,
+            key_hash=key_hash,
+            email=email,
+            usd=usd,
+            credits=credits,
+            reference=reference,
+            note=note,
+            actor=actor,
+        )
+
+    async def read_balance(self, customer_id: int) -> JSONObject | None:
+        found: JSONObject | None = await self._call("read_balance", customer_id=customer_id)
+        return found
+
+    async def list_balances(self, *, limit: int, after: int) -> list[JSONObject]:
+        return await self._objects("list_balances", limit=limit, after=after)
+
+    async def create_key(
+        self,
+        *,
+        customer_id: int | None,
+        name: str,
+        prefix: str,
+        secret_hash: str,
+        scopes: Sequence[str],
+        allowed_models: Sequence[int] | None,
+        allowed_services: Sequence[int] | None,
+        expires_at: str | None,
+        rate_limit: int | None,
+        limits: Mapping[str, Any] | None,
+        maker_key_id: int | None,
+        actor: str,
+    ) -> JSONObject:
+        return await self._object(
+            "create_key",
+            customer_id=customer_id,
+            name=name,
+            prefix=prefix,
+            secret_hash=secret_hash,
+            scopes=list(scopes),
+            allowed_models=None if allowed_models is None else list(allowed_models),
+            allowed_services=None if allowed_services is None else list(allowed_services),
+            expires_at=expires_at,
+            rate_limit=rate_limit,
+            limits=limits,
+            maker_key_id=maker_key_id,
+            actor=actor,
+        )
+
+    async def list_keys(
+        self, *, customer_id: int | None, limit: int = 1, after: int = 0, key_id: int | None = None
+    ) -> list[JSONObject]:
+        return await self._objects("list_keys", limit=limit, after=after, customer_id=customer_id, id=key_id)
+
+    async def set_key_state(
+        self,
+        *,
+        customer_id: int | None,
+        state: str,
+        actor: str,
+        key_id: int | None = None,
+        key_hash: str | None = None,
+    ) -> JSONObject:
+        return await self._object(
+            "set_key_state",
+            key_id=key_id,
+            customer_id=customer_id,
+            state=state,
+            actor=actor,
+            key_hash=key_hash,
+        )
+
+    async def set_limits(
+        self,
+        *,
+        rate_limits: Mapping[str, Any],
+        warn: Mapping[str, Any],
+        warn_percent: str,
+        actor: str,
+        key_id: int | None = None,
+        key_hash: str | None = None,
+        customer_id: int | None = None,
+        service_id: int | None = None,
+        service_name: str | None = None,
+        model: str | None = None,
+        each_model: bool = False,
+    ) -> JSONObject:
+        return await self._object(
+            "set_limits",
+            key_id=key_id,
+            customer_id=customer_id,
+            service_id=service_id,
+            key_hash=key_hash,
+            model=model,
+            each_model=each_model,
+            rate_limits=rate_limits,
+            warn=warn,
+            warn_percent=warn_percent,
+            actor=actor,
+            service_name=service_name,
+        )
+
+    # Services, the catalogue and the settings
+
+    async def reserve_service_id(self) -> int:
+        reserved: int = await self._call("reserve_service_id")
+        return reserved
+
+    async def create_service(
+        self,
+        *,
+        service_id: int,
+        name: str,
+        provider: str,
+        base_url: str | None,
+        provider_key: str | None,
+        provider_key_last4: str | None,
+        enabled_models: Sequence[str],
+        priority: int,
+        active: bool,
+        limits: Mapping[str, Any] | None,
+        actor: str,
+    ) -> JSONObject:
+        """`provider_key` is sealed already."""
+        return await self._object(
+            "create_service",
+            id=service_id,
+            name=name,
+            provider=provider,
+            base_url=base_url,
+            provider_key=provider_key,
+            provider_key_last4=provider_key_last4,
+            enabled_models=list(enabled_models),
+            priority=priority,
+            active=active,
+            limits=limits,
+            actor=actor,
+        )
+
+    async def update_service(self, service_id: int, changes: Mapping[str, Any], *, actor: str) -> JSONObject:
+        return await self._object("update_service", id=service_id, changes=changes, actor=actor)
+
+    async def delete_service(self, service_id: int, *, actor: str) -> bool:
+        deleted: bool = await self._call("delete_service", id=service_id, actor=actor)
+        return deleted
+
+    async def list_services(
+        self, *, limit: int = 1, after: int = 0, service_id: int | None = None
+    ) -> list[JSONObject]:
+        return await self._objects("list_services", limit=limit, after=after, id=service_id)
+
+    async def create_model(
+        self,
+        *,
+        name: str,
+        offers: Sequence[Mapping[str, Any]],
+        display_name: str | None,
+        context_length: int | None,
+        max_output_tokens: int | None,
+        input_modalities: Sequence[str],
+        output_modalities: Sequence[str],
+        actor: str,
+    ) -> JSONObject:
+        return await self._object(
+            "create_model",
+            name=name,
+            offers=list(offers),
+            display_name=display_name,
+            context_length=context_length,
+            max_output_tokens=max_output_tokens,
+            input_modalities=list(input_modalities),
+            output_modalities=list(output_modalities),
+            actor=actor,
+        )
+
+    async def list_catalogue(self, *, limit: int, after: int = 0) -> list[JSONObject]:
+        return await self._objects("list_catalogue", limit=limit, after=after)
+
+    async def create_price(
+        self,
+        *,
+        model: str,
+        provider: str,
+        prices: Mapping[str, Any],
+        upstream_model: str | None,
+        service_id: int | None,
+        effective_from: str | None,
+        actor: str,
+    ) -> JSONObject:
+        return await self._object(
+            "create_price",
+            model=model,
+            provider=provider,
+            prices=prices,
+            upstream_model=upstream_model,
+            service_id=service_id,
+            effective_from=effective_from,
+            actor=actor,
+        )
+
+    async def list_prices(self, *, limit: int, before: int | None, model: str | None) -> list[JSONObject]:
+        return await self._objects("list_prices", limit=limit, before=before, model=model)
+
+    async def change_settings(self, changes: Mapping[str, Any], *, actor: str) -> JSONObject:
+        """Return all settings, as they are after the changes."""
+        return await self._object("change_settings", changes=changes, actor=actor)
+
+    async def _objects(self, function: str, **parameters: Any) -> list[JSONObject]:
+        told: list[JSONObject] = await self._call(function, **parameters)
+        return told
+
     async def _object(self, function: str, **parameters: Any) -> JSONObject:
         told: JSONObject = await self._call(function, **parameters)
         return told
