@@ -89,7 +89,7 @@ class Upstream:
         level(
             "A provider failed.",
             extra={
-                "service": candidate.service_name,
+                "service_name": candidate.service_name,
                 "provider": candidate.provider,
                 "fault": error.fault.value,
                 "provider_status": error.status,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import uvicorn
 
@@ -31,8 +31,9 @@ class _Server(uvicorn.Server):
 class ThreadedServer:
     """uvicorn in a daemon thread on 127.0.0.1; `port` 0 takes a free one. Stop takes two seconds at most."""
 
-    def __init__(self, app: ASGIApp, *, port: int = 0) -> None:
+    def __init__(self, app: ASGIApp, *, port: int = 0, lifespan: bool = False) -> None:
         self.port = port
+        self._lifespan: Literal["on", "off"] = "on" if lifespan else "off"
         self._app = app
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
@@ -53,7 +54,7 @@ class ThreadedServer:
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
             self._app,
-            lifespan="off",
+            lifespan=self._lifespan,
             ws="none",
             log_config=None,
             log_level="warning",

@@ -39,7 +39,7 @@ class Function:
     """
 
     def __init__(self, operations: Operations, *, process: Callable[[], Process] = current_process) -> None:
-        self._operations = operations
+        self.operations = operations
         self._process = process
 
     @functools.cached_property
@@ -47,7 +47,7 @@ class Function:
         """The ASGI application. Raises SettingsError where the environment is not in order."""
         process = self._process()
         return create_app(
-            self._operations(process),
+            self.operations(process),
             allowed_origins=process.settings.allowed_origins,
             max_body_bytes=process.settings.max_body_bytes,
             logger=process.logger,
