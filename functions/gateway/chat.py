@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 MAX_IDEMPOTENCY_KEY_CHARS = 255
 
+STALLED_CLIENT_SECONDS = 20.0
+"""How long after the deadline a client may take what is left; well within the hold's lease."""
+
 _KEEP_ALIVE = b": keep-alive\n\n"
 _DONE = b"data: [DONE]\n\n"
 _QUEUED_EVENTS = 64
@@ -100,7 +103,8 @@ class Chat:
         call.exchange.wants_usage = asked.wants_usage
         headers = rate_limit_headers(call.admission.rate_limits, call.admission.warnings)
         if asked.wants_stream:
-            return EventStreamResponse(self._stream(call), headers=headers)
+            lifetime = call.deadline - call.started + STALLED_CLIENT_SECONDS
+            return EventStreamResponse(self._stream(call), headers=headers, lifetime=lifetime)
         answer, settled = await self._answer(call)
         # Whoever reads `usage` is to find it, told by the provider or not.
         usage = {} if answer.usage else {"usage": openai_usage(_usage(call, answer))}

@@ -239,6 +239,8 @@ class EventStreamResponse(Response):
     once: as CancelledError at the `await` where it waits, or as GeneratorExit at its `yield`. This response
     then waits for it to finish, whatever else is cancelled meanwhile, under every version of the ASGI
     specification. Work that must not be interrupted even by that one signal runs inside `finish`.
+
+    `lifetime` in seconds bounds the whole of it: a client that stays but takes nothing has left by then.
     """
 
     media_type = "text/event-stream"
@@ -249,6 +251,7 @@ class EventStreamResponse(Response):
         *,
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
+        lifetime: float | None = None,
         logger: Logger | None = None,
     ) -> None:
         # Response.__init__ would render a body; a stream has none yet.
@@ -266,7 +269,7 @@ class EventStreamResponse(Response):
         pump = asyncio.create_task(self._pump(send), name="event-stream")
         watch = asyncio.create_task(_disconnect(receive), name="event-stream-disconnect")
         try:
-            await asyncio.wait({pump, watch}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({pump, watch}, timeout=self._lifetime, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await self._end(pump, watch)
         if watch.done() and not watch.cancelled():
