@@ -258,6 +258,7 @@ class EventStreamResponse(Response):
         self.status_code = status_code
         self.background = None
         self._generator = generator
+        self._lifetime = lifetime
         self._logger = logger
         self._begun = False
         self._started = False
