@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MAX_DEPTH = 96
 """Levels of nesting in a request. The deepest honest ones are JSON schemas of tools, well below 40."""
 
+_MAX_EXPONENT = 64
+
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -112,10 +114,13 @@ def _finite(text: str) -> float:
 
 def _decimal(text: str) -> Decimal:
     try:
-        return Decimal(text)
+        number = Decimal(text)
     except InvalidOperation:
-        # The exponent alone is beyond what a Decimal holds; any other number of JSON is one.
-        raise BadRequest("The request body holds a number that is too large.", code="invalid_json") from None
+        number = None
+    # A bare exponent costs nothing to send, and 10**999999 a megabyte to write out.
+    if number is None or abs(number.adjusted()) > _MAX_EXPONENT:
+        raise BadRequest("The request body holds a number that is too large.", code="invalid_json")
+    return number
 
 
 def _finite_or_none(text: str) -> float | None:

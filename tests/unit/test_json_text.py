@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -133,6 +134,20 @@ def test_dump_keeps_what_utf8_cannot_carry_as_an_escape() -> None:
     assert json.loads(dump({"a": "\ud83d"})) == {"a": "\ud83d"}
     with pytest.raises(ValueError, match="JSON"):
         dump({"a": math.nan})
+
+
+def test_exact_numbers_are_what_the_client_wrote() -> None:
+    assert parse_request(b'{"usd":0.1,"n":3,"e":2.50e1}', exact=True) == {
+        "usd": Decimal("0.1"),
+        "n": 3,
+        "e": Decimal("25.0"),
+    }
+
+
+@pytest.mark.parametrize("number", [b"1e999999", b"-1e65", b"1e-65", b"1e99999999999999999999", b"0.1e70"])
+def test_an_exact_number_has_a_bounded_exponent(number: bytes) -> None:
+    with pytest.raises(BadRequest, match="too large"):
+        parse_request(b'{"usd":' + number + b"}", exact=True)
 
 
 def test_dotted_path() -> None:
