@@ -82,35 +82,38 @@ as $$
 declare
     v_limits gateway.limit_state[];
 begin
-    -- Missing counters are made before any is locked, in key order: otherwise two could wait for each other.
-    insert into gateway.limit_counters (subject, subject_id, model_id, per, window_start)
-    select l.subject, l.subject_id, l.model_id, l.per, l.window_start
-    from unnest(p_limits) as l
-    where not exists (
-        select from gateway.limit_counters as c
-        where (c.subject, c.subject_id, c.model_id, c.per) = (l.subject, l.subject_id, l.model_id, l.per)
-    )
-    order by l.subject, l.subject_id, l.model_id, l.per
-    on conflict do nothing;
+    loop
+        -- Missing counters are made before any is locked, in key order: otherwise two could wait for each other.
+        insert into gateway.limit_counters (subject, subject_id, model_id, per, window_start)
+        select l.subject, l.subject_id, l.model_id, l.per, l.window_start
+        from unnest(p_limits) as l
+        where not exists (
+            select from gateway.limit_counters as c
+            where (c.subject, c.subject_id, c.model_id, c.per) = (l.subject, l.subject_id, l.model_id, l.per)
+        )
+        order by l.subject, l.subject_id, l.model_id, l.per
+        on conflict do nothing;
 
-    -- A request that waited for the lock over the turn of a window joins the newer one, never an older one.
-    select array_agg(
-        (l.subject, l.subject_id, l.model_id, l.per, greatest(l.window_start, c.window_start),
-         case when c.window_start > l.window_start then c.window_start + (l.window_end - l.window_start) else l.window_end end,
-         l.requests, l.tokens, l.spend_usd, l.warn_requests, l.warn_tokens, l.warn_spend_usd,
-         case when c.window_start >= l.window_start then c.requests else 0 end,
-         case when c.window_start >= l.window_start then c.tokens else 0 end,
-         case when c.window_start >= l.window_start then c.spend_usd else 0 end)::gateway.limit_state
-    )
-    into v_limits
-    from unnest(p_limits) as l
-    join (
-        select c.*
-        from gateway.limit_counters as c
-        join unnest(p_limits) as x on (c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per)
-        order by c.subject, c.subject_id, c.model_id, c.per
-        for update of c
-    ) as c on (c.subject, c.subject_id, c.model_id, c.per) = (l.subject, l.subject_id, l.model_id, l.per);
+        -- A request that waited for the lock over the turn of a window joins the newer one, never an older one.
+        select array_agg(
+            (l.subject, l.subject_id, l.model_id, l.per, greatest(l.window_start, c.window_start),
+             case when c.window_start > l.window_start then c.window_start + (l.window_end - l.window_start) else l.window_end end,
+             l.requests, l.tokens, l.spend_usd, l.warn_requests, l.warn_tokens, l.warn_spend_usd,
+             case when c.window_start >= l.window_start then c.requests else 0 end,
+             case when c.window_start >= l.window_start then c.tokens else 0 end,
+             case when c.window_start >= l.window_start then c.spend_usd else 0 end)::gateway.limit_state
+        )
+        into v_limits
+        from unnest(p_limits) as l
+        join (
+            select c.*
+            from gateway.limit_counters as c
+            join unnest(p_limits) as x on (c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per)
+            order by c.subject, c.subject_id, c.model_id, c.per
+            for update of c
+        ) as c on (c.subject, c.subject_id, c.model_id, c.per) = (l.subject, l.subject_id, l.model_id, l.per);
+        exit when cardinality(v_limits) = cardinality(p_limits);  -- else one was deleted by hand meanwhile
+    end loop;
     return v_limits;
 end
 $$;
@@ -127,7 +130,7 @@ begin
                 select jsonb_build_object('limit', l.requests, 'remaining', greatest(l.requests - l.used_requests, 0),
                                           'reset_seconds', ceil(extract(epoch from l.window_end - p_at))::bigint)
                 from unnest(p_limits) as l
-                where l.requests is not null
+                where l.requests is not null and l.subject <> 'service'
                 order by l.requests - l.used_requests, l.window_end desc
                 limit 1
             ),
@@ -135,7 +138,7 @@ begin
                 select jsonb_build_object('limit', l.tokens, 'remaining', greatest(l.tokens - l.used_tokens, 0),
                                           'reset_seconds', ceil(extract(epoch from l.window_end - p_at))::bigint)
                 from unnest(p_limits) as l
-                where l.tokens is not null
+                where l.tokens is not null and l.subject <> 'service'
                 order by l.tokens - l.used_tokens, l.window_end desc
                 limit 1
             )
@@ -143,7 +146,7 @@ begin
     );
 end
 $$;
-comment on function gateway.describe_limits(gateway.limit_state[], timestamptz) is 'The tightest of the windows for requests and for tokens, as the x-ratelimit headers show them.';
+comment on function gateway.describe_limits(gateway.limit_state[], timestamptz) is 'The tightest of the windows for requests and for tokens, as the x-ratelimit headers show them. A service''s are the operator''s affair.';
 revoke all on function gateway.describe_limits(gateway.limit_state[], timestamptz) from public;
 
 -- api.admit_request: decides, in one transaction, whether a request may go to a provider, and holds its whole upper bound.
@@ -154,7 +157,8 @@ revoke all on function gateway.describe_limits(gateway.limit_state[], timestampt
 -- The hold: for each candidate, input bound × its dearest input price + output bound × its dearest output price + what is fixed,
 -- with the commission (or at the flat price), rounded up; of the candidates the dearest. The input bound is p_input_tokens_bound or,
 -- where that is null, the model's context length. The output bound is p_max_output_tokens × p_choices or, where the client named
--- none, what the model, the setting, the balance and the limits allow; below 16 the request is refused.
+-- none, what the model, the setting, the balance and the limits allow; below 16 the request is refused. Input that holds media
+-- is not bounded here: p_input_tokens_bound is to be null for it, for then the media classes' prices count.
 --
 -- Locks, in this order: the idempotency key, the limit counters (in key order), the account. Everything else is only read.
 create function api.admit_request(
@@ -178,10 +182,11 @@ language plpgsql security definer set search_path = ''
 as $$
 declare
     c_least_output constant bigint := 16;
+    c_most_tokens constant bigint := 1000000000000;  -- beyond any model and any balance, and far from overflow
     v_at timestamptz := clock_timestamp();
     v_key record;
     v_settings gateway.settings;
-    v_requested text := coalesce(p_models[1], p_model_id::text);
+    v_requested text := left(coalesce(p_models[1], p_model_id::text, ''), 300);
     v_commission numeric;
     v_found boolean := false;
     v_allowed boolean := false;
@@ -190,6 +195,7 @@ declare
     v_resolved gateway.candidate[] := '{}';
     v_candidates gateway.candidate[] := '{}';
     v_idempotency gateway.idempotency_keys;
+    v_idempotency_is_new boolean := false;
     v_limits gateway.limit_state[];
     v_limit gateway.limit_state;
     v_account gateway.accounts;
@@ -200,20 +206,28 @@ declare
     v_fixed numeric;
     v_bound bigint;
     v_least bigint;
+    v_tokens bigint;
+    v_requests_left bigint;
     v_tokens_left bigint;
-    v_tokens_limit gateway.limit_state;
     v_spend_left numeric;
-    v_spend_limit gateway.limit_state;
-    v_over gateway.limit_state;
-    v_over_metric text;
-    v_never boolean;
+    v_cost_left numeric;
     v_reason jsonb;
     v_refusal jsonb;
     v_hold numeric := 0;
-    v_tokens bigint := 0;
     v_counted gateway.counted[] := '{}';
     v_warnings text[];
 begin
+    -- In SQL an absent bound passes every comparison: it has to be refused here or it would hold nothing.
+    if p_choices is null or p_choices < 1 or p_max_output_tokens < 0 or p_input_tokens_bound < 0 or p_lease_seconds is null then
+        raise exception 'choices, tokens and lease are to be numbers, not negative ones' using errcode = 'invalid_parameter_value';
+    end if;
+    if p_max_output_tokens > c_most_tokens / p_choices then
+        p_max_output_tokens := c_most_tokens / p_choices;
+    end if;
+    if p_input_tokens_bound > c_most_tokens then
+        p_input_tokens_bound := c_most_tokens;
+    end if;
+
     select k.id, k.customer_id, k.prefix, k.scopes, k.allowed_models, k.allowed_services, k.active, k.expires_at,
         c.active as customer_active, c.username, c.time_zone
     into v_key
@@ -232,7 +246,8 @@ begin
             v_refusal := jsonb_build_object('refusal', 'expired_key');
             exit admission;
         elsif v_key.customer_id is null or not 'chat' = any (v_key.scopes) then
-            return jsonb_build_object('admitted', false, 'refusal', 'scope_missing', 'scope', 'chat');
+            v_refusal := jsonb_build_object('refusal', 'scope_missing', 'scope', 'chat');
+            exit admission;
         elsif p_username is not null and p_username is distinct from v_key.username then
             v_refusal := jsonb_build_object('refusal', 'wrong_user');
             exit admission;
@@ -271,16 +286,23 @@ begin
             exit admission;
         end if;
 
+        v_reason := null;  -- of a candidate that could not be considered; what refuses those that could is of more use
+
         if p_idempotency_key is not null then
             perform set_config('gateway.engine', 'on', true);
-            delete from gateway.idempotency_keys
-            where key_id = v_key.id and idempotency_key = p_idempotency_key and (freed or created_at < v_at - interval '24 hours');
-            insert into gateway.idempotency_keys (key_id, idempotency_key, body_hash, request_id)
-            values (v_key.id, p_idempotency_key, decode(p_body_hash, 'hex'), p_request_id)
-            on conflict do nothing;
-            if not found then
+            loop
+                insert into gateway.idempotency_keys (key_id, idempotency_key, body_hash, request_id)
+                values (v_key.id, p_idempotency_key, decode(p_body_hash, 'hex'), p_request_id)
+                on conflict do nothing;
+                v_idempotency_is_new := found;
+                exit when v_idempotency_is_new;
                 select * into v_idempotency from gateway.idempotency_keys
-                where key_id = v_key.id and idempotency_key = p_idempotency_key;
+                where key_id = v_key.id and idempotency_key = p_idempotency_key
+                for update;
+                exit when found;  -- else it was forgotten in between
+            end loop;
+            -- one that is free is taken over below, when nothing can refuse the request any more
+            if not v_idempotency_is_new and not v_idempotency.freed and v_idempotency.created_at >= v_at - interval '24 hours' then
                 v_refusal := jsonb_build_object('refusal', case
                     when v_idempotency.body_hash is distinct from decode(p_body_hash, 'hex') then 'idempotency_mismatch'
                     when v_idempotency.charged then 'idempotency_reused'
@@ -301,107 +323,73 @@ begin
         v_free := v_account.balance_usd - v_account.held_usd;
 
         foreach v_candidate in array v_resolved loop
-            -- what the limits leave to this candidate: those of the key and the customer, of the key and its model, of its service
-            v_over := null;
+            -- what the limits leave to this candidate: those of the key and the customer, of the key and its model, of its service,
+            -- whose spending limit is on its cost
+            v_requests_left := null;
             v_tokens_left := null;
             v_spend_left := null;
+            v_cost_left := null;
             foreach v_limit in array v_limits loop
                 continue when v_limit.subject = 'service' and v_limit.subject_id <> v_candidate.service_id;
                 continue when v_limit.model_id not in (0, v_candidate.model_id);
-                if v_limit.used_requests + 1 > v_limit.requests then
-                    -- of several, the one that frees last is what the client has to wait for
-                    if v_over.subject is null or v_limit.window_end > v_over.window_end then
-                        v_over := v_limit;
-                    end if;
-                end if;
-                if v_limit.tokens is not null and (v_tokens_left is null or v_limit.tokens - v_limit.used_tokens < v_tokens_left) then
-                    v_tokens_left := v_limit.tokens - v_limit.used_tokens;
-                    v_tokens_limit := v_limit;
-                end if;
-                if v_limit.spend_usd is not null and v_limit.subject <> 'service'
-                    and (v_spend_left is null or v_limit.spend_usd - v_limit.used_spend_usd < v_spend_left) then
-                    v_spend_left := v_limit.spend_usd - v_limit.used_spend_usd;
-                    v_spend_limit := v_limit;
+                v_requests_left := least(v_requests_left, v_limit.requests - v_limit.used_requests);
+                v_tokens_left := least(v_tokens_left, v_limit.tokens - v_limit.used_tokens);
+                if v_limit.subject = 'service' then
+                    v_cost_left := least(v_cost_left, v_limit.spend_usd - v_limit.used_spend_usd);
+                else
+                    v_spend_left := least(v_spend_left, v_limit.spend_usd - v_limit.used_spend_usd);
                 end if;
             end loop;
-            if v_over.subject is not null then
-                v_reason := coalesce(v_reason, gateway.describe_excess(v_over, 'requests', v_over.requests < 1, v_at));
-                continue;
-            end if;
 
+            if p_media_output then  -- an image for each choice
+                v_candidate.fixed_usd := v_candidate.fixed_usd + p_choices * coalesce((v_candidate.prices ->> 'per_image')::numeric, 0);
+            end if;
             v_rate_in := v_candidate.input_rate * v_commission;
             v_rate_out := v_candidate.output_rate * v_commission;
-            v_fixed := v_candidate.fixed_usd * v_commission;
             if v_settings.billing_mode = 'flat' then
                 v_rate_in := v_settings.flat_usd_per_1k_tokens * 0.001;
                 v_rate_out := v_rate_in;
             end if;
-            v_fixed := v_fixed + v_candidate.input_bound * v_rate_in;
-            v_money := least(v_free, v_spend_left);
+            v_fixed := v_candidate.fixed_usd * v_commission + v_candidate.input_bound * v_rate_in;
 
-            v_candidate.output_bound := coalesce(
-                p_max_output_tokens,
-                least(v_bound, v_candidate.max_output_tokens, v_settings.default_max_output_tokens));
-            v_least := least(c_least_output, v_candidate.output_bound);
-            if p_max_output_tokens is null then
-                if v_tokens_left is not null then
-                    v_candidate.output_bound := least(
-                        v_candidate.output_bound,
-                        greatest(div(v_tokens_left - v_candidate.input_bound, p_choices), 0)::bigint);
-                end if;
-                if v_candidate.output_bound < v_least then
-                    v_reason := coalesce(v_reason, gateway.describe_excess(
-                        v_tokens_limit, 'tokens', v_candidate.input_bound + v_least * p_choices > v_tokens_limit.tokens, v_at));
-                    continue;
-                end if;
-                if v_rate_out > 0 then
-                    v_candidate.output_bound := least(
-                        v_candidate.output_bound, greatest(div(v_money - v_fixed, v_rate_out * p_choices), 0)::bigint);
-                end if;
-            elsif v_candidate.input_bound + v_candidate.output_bound * p_choices > v_tokens_left then
-                v_reason := coalesce(v_reason, gateway.describe_excess(
-                    v_tokens_limit, 'tokens', v_candidate.input_bound + v_candidate.output_bound * p_choices > v_tokens_limit.tokens, v_at));
-                continue;
+            if p_max_output_tokens is not null then
+                v_candidate.output_bound := p_max_output_tokens;
+            else
+                v_candidate.output_bound := least(v_bound, v_candidate.max_output_tokens, v_settings.default_max_output_tokens);
+                v_least := least(c_least_output, v_candidate.output_bound);
+                v_candidate.output_bound := greatest(v_least, least(
+                    v_candidate.output_bound,
+                    div(v_tokens_left - v_candidate.input_bound, p_choices),
+                    case when v_rate_out > 0 then div(least(v_free, v_spend_left) - v_fixed, v_rate_out * p_choices) end));
             end if;
-
-            v_candidate.hold_usd := gateway.round_up_usd(v_fixed + greatest(v_candidate.output_bound, v_least) * p_choices * v_rate_out);
-            if v_candidate.hold_usd > v_money then
-                if v_candidate.hold_usd > v_free then
-                    v_reason := coalesce(v_reason, jsonb_build_object(
-                        'refusal', 'insufficient_credits',
-                        'needed_usd', gateway.show_usd(v_candidate.hold_usd),
-                        'available_usd', gateway.show_usd(v_free),
-                        'affordable_output_tokens', case
-                            when v_rate_out > 0 then greatest(div(v_free - v_fixed, v_rate_out * p_choices), 0)::bigint
-                            else 0
-                        end));
-                else
-                    v_reason := coalesce(v_reason, gateway.describe_excess(
-                        v_spend_limit, 'spend_usd', v_candidate.hold_usd > v_spend_limit.spend_usd, v_at));
-                end if;
-                continue;
-            end if;
+            v_tokens := v_candidate.input_bound + v_candidate.output_bound * p_choices;
+            v_candidate.hold_usd := gateway.round_up_usd(v_fixed + v_candidate.output_bound * p_choices * v_rate_out);
             v_candidate.cost_bound_usd := gateway.round_up_usd(
                 v_candidate.fixed_usd + v_candidate.input_bound * v_candidate.input_rate
                 + v_candidate.output_bound * p_choices * v_candidate.output_rate);
-            -- a service's spending limit is on its cost, and drops the candidate like its other limits
-            v_over := null;
-            foreach v_limit in array v_limits loop
-                if v_limit.subject = 'service' and v_limit.subject_id = v_candidate.service_id
-                    and v_limit.used_spend_usd + v_candidate.cost_bound_usd > v_limit.spend_usd then
-                    v_over := v_limit;
-                end if;
-            end loop;
-            if v_over.subject is not null then
+
+            if v_requests_left < 1 or v_tokens > v_tokens_left
+                or (v_candidate.hold_usd > v_spend_left and v_candidate.hold_usd > 0)
+                or (v_candidate.cost_bound_usd > v_cost_left and v_candidate.cost_bound_usd > 0) then
                 v_reason := coalesce(v_reason, gateway.describe_excess(
-                    v_over, 'spend_usd', v_candidate.cost_bound_usd > v_over.spend_usd, v_at));
+                    v_limits, v_candidate.service_id, v_candidate.model_id, v_tokens, v_candidate.hold_usd, v_candidate.cost_bound_usd, v_at));
+                continue;
+            elsif v_candidate.hold_usd > v_free then
+                v_reason := coalesce(v_reason, jsonb_build_object(
+                    'refusal', 'insufficient_credits',
+                    'needed_usd', gateway.show_usd(v_candidate.hold_usd),
+                    'available_usd', gateway.show_usd(v_free),
+                    'affordable_output_tokens', case
+                        when v_rate_out > 0
+                            then greatest(least(div(v_free - v_fixed, v_rate_out * p_choices), v_candidate.output_bound), 0)::bigint
+                        else 0
+                    end));
                 continue;
             end if;
 
             -- the first candidate that fits sets the bound; a dearer one further down is kept if it can be afforded at that
             v_bound := coalesce(v_bound, v_candidate.output_bound);
             v_hold := greatest(v_hold, v_candidate.hold_usd);
-            v_tokens := greatest(v_tokens, v_candidate.input_bound + v_candidate.output_bound * p_choices);
             v_candidates := v_candidates || v_candidate;
         end loop;
         if cardinality(v_candidates) = 0 then
@@ -411,9 +399,9 @@ begin
     end admission;
 
     if v_refusal is not null then
-        if p_idempotency_key is not null and v_idempotency.key_id is null then
+        if v_idempotency_is_new then
             delete from gateway.idempotency_keys
-            where key_id = v_key.id and idempotency_key = p_idempotency_key and request_id = p_request_id;
+            where key_id = v_key.id and idempotency_key = p_idempotency_key;
         end if;
         perform set_config('gateway.engine', 'on', true);
         if v_key.customer_id is not null then
@@ -439,6 +427,11 @@ begin
     where u.tokens is not null;
 
     perform set_config('gateway.engine', 'on', true);
+    if p_idempotency_key is not null and not v_idempotency_is_new then
+        update gateway.idempotency_keys
+        set body_hash = decode(p_body_hash, 'hex'), request_id = p_request_id, charged = false, freed = false, created_at = v_at
+        where key_id = v_key.id and idempotency_key = p_idempotency_key;
+    end if;
     update gateway.limit_counters as c
     set requests = case when c.window_start = x.window_start then c.requests else 0 end + x.requests,
         tokens = case when c.window_start = x.window_start then c.tokens else 0 end + x.tokens,
@@ -506,21 +499,35 @@ revoke all on function api.admit_request(text, text, text[], text, integer, bigi
 grant execute on function api.admit_request(text, text, text[], text, integer, bigint, bigint, integer, boolean, bigint, text, text, boolean, text, text) to service_role;
 comment on function api.admit_request(text, text, text[], text, integer, bigint, bigint, integer, boolean, bigint, text, text, boolean, text, text) is 'Admits a request and holds its whole upper bound, or says why not. One transaction.';
 
-create function gateway.describe_excess(p_limit gateway.limit_state, p_metric text, p_never boolean, p_at timestamptz) returns jsonb
-language sql stable set search_path = ''
+create function gateway.describe_excess(
+    p_limits gateway.limit_state[], p_service_id bigint, p_model_id bigint, p_tokens bigint, p_charge_usd numeric, p_cost_usd numeric,
+    p_at timestamptz
+) returns jsonb
+language plpgsql stable set search_path = ''
 as $$
-    select jsonb_build_object(
-        'refusal', 'rate_limit_exceeded',
-        'subject', p_limit.subject,
-        'metric', p_metric,
-        'per', p_limit.per,
-        'limit', case p_metric
-            when 'requests' then p_limit.requests::text
-            when 'tokens' then p_limit.tokens::text
-            else gateway.show_usd(p_limit.spend_usd)
-        end,
-        'retry_after_seconds', greatest(ceil(extract(epoch from p_limit.window_end - p_at)), 1)::bigint,
-        'never', p_never)
+begin
+    return (
+        select jsonb_build_object(
+            'refusal', 'rate_limit_exceeded',
+            'subject', l.subject,
+            'metric', m.metric,
+            'per', l.per,
+            'limit', gateway.show_usd(m.most),
+            'retry_after_seconds', greatest(ceil(extract(epoch from l.window_end - p_at)), 1)::bigint,
+            'never', m.needed > m.most)
+        from unnest(p_limits) as l
+        cross join lateral (values
+            ('requests', l.requests::numeric, l.used_requests::numeric, 1::numeric),
+            ('tokens', l.tokens, l.used_tokens, p_tokens),
+            ('spend_usd', l.spend_usd, l.used_spend_usd, case when l.subject = 'service' then p_cost_usd else p_charge_usd end)
+        ) as m (metric, most, used, needed)
+        where (l.subject <> 'service' or l.subject_id = p_service_id) and l.model_id in (0, p_model_id)
+            and m.used + m.needed > m.most and (m.needed > 0 or m.metric <> 'spend_usd')
+        -- what no window can ever admit is told first; else the window that the client has to wait for: the last to end
+        order by m.needed > m.most desc, l.window_end desc
+        limit 1
+    );
+end
 $$;
-comment on function gateway.describe_excess(gateway.limit_state, text, boolean, timestamptz) is 'A refusal for a limit, as the client is told it. never: no window of this size could admit the request.';
-revoke all on function gateway.describe_excess(gateway.limit_state, text, boolean, timestamptz) from public;
+comment on function gateway.describe_excess(gateway.limit_state[], bigint, bigint, bigint, numeric, numeric, timestamptz) is 'Which limit refuses a candidate, as the client is told it. never: no window of this size could admit the request.';
+revoke all on function gateway.describe_excess(gateway.limit_state[], bigint, bigint, bigint, numeric, numeric, timestamptz) from public;

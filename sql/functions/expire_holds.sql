@@ -1,7 +1,7 @@
 -- api.expire_holds: ends the holds whose lease has run out, at most p_limit, the oldest first. By the setting expired_hold_policy they
 -- are released (nothing is charged; the operator's loss) or charged whole. Either way the request can still be settled, once.
 -- Returns {"expired": n, "charged_usd", "released_usd": the upper bound of what was given up}. For the maintenance function.
--- Skips requests that are being settled. Locks as all do, for the whole batch at a time: requests, counters, accounts.
+-- Skips requests that are being settled. Locks as all do, for the whole batch at a time: requests, idempotency keys, counters, accounts.
 create function api.expire_holds(p_limit integer default 500) returns jsonb
 language plpgsql security definer set search_path = ''
 as $$
@@ -26,6 +26,11 @@ begin
     end if;
 
     perform set_config('gateway.engine', 'on', true);
+    perform 1
+    from gateway.idempotency_keys as i
+    join unnest(v_requests) as r on (i.key_id, i.idempotency_key, i.request_id) = (r.key_id, r.idempotency_key, r.id)
+    order by i.key_id, i.idempotency_key
+    for update of i;
     -- what was in flight no longer is; the request itself still counts
     perform gateway.correct_counters(array(
         select (x.subject, x.subject_id, x.model_id, x.per, x.window_start, 0, -x.tokens,

@@ -58,6 +58,20 @@ $$;
 comment on function gateway.describe_settlement(gateway.requests, bigint, numeric, boolean) is 'What settle_request answers with.';
 revoke all on function gateway.describe_settlement(gateway.requests, bigint, numeric, boolean) from public;
 
+create function gateway.tame_usage(p_usage jsonb) returns jsonb
+language plpgsql immutable set search_path = ''
+as $$
+begin
+    return (
+        select coalesce(jsonb_object_agg(u.key, least(greatest(u.value::numeric, 0), 1000000000000)::bigint), '{}')
+        from jsonb_each_text(p_usage) as u
+        where u.value is not null
+    );
+end
+$$;
+comment on function gateway.tame_usage(jsonb) is 'Usage as a provider claims it, each class from 0 to a million million, so that a settlement can''t fail for a figure.';
+revoke all on function gateway.tame_usage(jsonb) from public;
+
 -- api.settle_request: ends a request, once. Charges what was used at the prices that the route was admitted under, frees the hold,
 -- corrects the counters of the windows that admitted it, writes ledger and rollup.
 --
@@ -67,15 +81,19 @@ revoke all on function gateway.describe_settlement(gateway.requests, bigint, num
 -- The whole of it in one document, so that a settlement that could not be made can be kept and replayed as it is.
 --
 -- Idempotent: a second call changes nothing and answers the same with "already": true. A hold that expired meanwhile is settled
--- late, once, by an adjustment. Never fails for money: what the balance can't give is booked as uncollected_usd.
+-- late, once, by an adjustment. Never fails for money: what the balance can't give is booked as uncollected_usd, and what a provider
+-- claims beyond all measure is cut to what the books can hold.
 -- {"status": "unknown_request"} where there is no such request.
--- Locks, in this order: the request, the limit counters (in key order), the account.
+-- Locks, in this order: the request, its idempotency key, the limit counters (in key order), the account.
 create function api.settle_request(p_settlement jsonb) returns jsonb
 language plpgsql security definer set search_path = ''
 as $$
 declare
+    c_most_usd constant numeric := 9999999999.9999999999;
     v_request gateway.requests;
-    v_usage jsonb := nullif(p_settlement -> 'usage', 'null');
+    v_first_model_id bigint;
+    v_usage jsonb := case when p_settlement -> 'usage' <> 'null' then gateway.tame_usage(p_settlement -> 'usage') end;
+    v_claimed_usd numeric := (p_settlement ->> 'provider_cost_usd')::numeric;
     v_route jsonb;
     v_tokens bigint;
     v_late boolean;
@@ -86,6 +104,7 @@ declare
     v_before numeric;
     v_due numeric;
     v_take numeric;
+    v_asked_again boolean := false;
     v_outcome text := p_settlement ->> 'outcome';
 begin
     select * into v_request
@@ -104,6 +123,7 @@ begin
             (select balance_usd from gateway.accounts where customer_id = v_request.customer_id),
             true);
     end if;
+    v_first_model_id := v_request.model_id;
     v_late := v_request.state = 'expired';
     v_before := v_request.collected_usd;  -- what an expired hold was charged, where the policy is to charge
 
@@ -118,11 +138,11 @@ begin
         v_exact_fixed := gateway.fixed_cost_usd(v_route -> 'prices', v_usage);
         v_commission := 1 + v_request.commission_percent * 0.01;
         v_tokens := gateway.total_tokens(v_usage);
-        v_request.cost_usd := gateway.round_up_usd(v_exact_tokens + v_exact_fixed);
-        v_request.charge_usd := gateway.round_up_usd(case v_request.billing_mode
+        v_request.cost_usd := least(gateway.round_up_usd(v_exact_tokens + v_exact_fixed), c_most_usd);
+        v_request.charge_usd := least(gateway.round_up_usd(case v_request.billing_mode
             when 'flat' then v_tokens * v_request.flat_usd_per_1k_tokens * 0.001 + v_exact_fixed * v_commission
             else (v_exact_tokens + v_exact_fixed) * v_commission
-        end);
+        end), c_most_usd);
         v_request.model_id := (v_route ->> 'model_id')::bigint;
         v_request.service_id := (v_route ->> 'service_id')::bigint;
     else
@@ -132,6 +152,18 @@ begin
     end if;
 
     perform set_config('gateway.engine', 'on', true);
+    if v_request.idempotency_key is not null then
+        -- Its own key, or one that its expiry freed and that nobody has taken since or has failed with. Kept when it is freed: a hold that
+        -- expired under it may still be charged, and must then be found by the next one who asks.
+        update gateway.idempotency_keys
+        set request_id = v_request.id, charged = v_usage is not null, freed = v_usage is null
+        where (key_id, idempotency_key) = (v_request.key_id, v_request.idempotency_key) and (request_id = v_request.id or freed);
+        -- or else the client has asked again meanwhile: it is not to pay twice
+        v_asked_again := not found and exists (
+            select from gateway.idempotency_keys as i
+            where (i.key_id, i.idempotency_key) = (v_request.key_id, v_request.idempotency_key)
+        );
+    end if;
     if cardinality(v_request.counted) > 0 then
         -- limits of a model or a service that did not answer get everything back; the first model keeps a failed request's count
         perform gateway.correct_counters(array(
@@ -154,11 +186,7 @@ begin
     select * into v_account from gateway.accounts where customer_id = v_request.customer_id for update;
     v_due := v_request.charge_usd - v_before;
     v_take := least(v_due, v_account.balance_usd - v_account.held_usd + case when v_late then 0 else v_request.hold_usd end);
-    if v_late and v_request.idempotency_key is not null and exists (
-        -- the client has asked again under the same Idempotency-Key meanwhile: it is not to pay twice
-        select from gateway.idempotency_keys as i
-        where (i.key_id, i.idempotency_key) = (v_request.key_id, v_request.idempotency_key) and i.request_id <> v_request.id
-    ) then
+    if v_late and v_asked_again then
         v_take := least(v_take, 0);
     end if;
     update gateway.accounts
@@ -172,23 +200,12 @@ begin
     v_request.collected_usd := v_before + v_take;
     v_request.uncollected_usd := v_request.charge_usd - v_request.collected_usd;
 
-    if v_request.idempotency_key is not null then
-        if v_usage is null then
-            delete from gateway.idempotency_keys
-            where (key_id, idempotency_key, request_id) = (v_request.key_id, v_request.idempotency_key, v_request.id);
-        else
-            update gateway.idempotency_keys set charged = true, freed = false
-            where (key_id, idempotency_key, request_id) = (v_request.key_id, v_request.idempotency_key, v_request.id);
-        end if;
+    if v_late then  -- what its expiry counted
+        perform gateway.add_to_rollup(v_request, v_first_model_id, null, -1, -1, '{}', 0, -v_before, 0, null);
     end if;
-
     perform gateway.add_to_rollup(
-        v_request, v_request.model_id, v_request.service_id,
-        case when v_late then 0 else 1 end,
-        case when v_outcome = 'failed' then 1 else 0 end - case when v_late then 1 else 0 end,
-        coalesce(v_usage, '{}'),
-        v_request.cost_usd, v_request.charge_usd - case when v_late then v_before else 0 end, v_request.uncollected_usd,
-        (p_settlement ->> 'latency_ms')::integer);
+        v_request, v_request.model_id, v_request.service_id, 1, case when v_outcome = 'failed' then 1 else 0 end, coalesce(v_usage, '{}'),
+        v_request.cost_usd, v_request.charge_usd, v_request.uncollected_usd, (p_settlement ->> 'latency_ms')::integer);
 
     update gateway.requests
     set state = 'settled', outcome = v_outcome,
@@ -207,7 +224,7 @@ begin
         latency_ms = (p_settlement ->> 'latency_ms')::integer,
         time_to_first_token_ms = (p_settlement ->> 'time_to_first_token_ms')::integer,
         provider_request_id = p_settlement ->> 'provider_request_id',
-        provider_cost_usd = (p_settlement ->> 'provider_cost_usd')::numeric,
+        provider_cost_usd = case when abs(v_claimed_usd) <= c_most_usd then v_claimed_usd end,
         settled_at = clock_timestamp()
     where id = v_request.id and admitted_at = v_request.admitted_at;
     perform set_config('gateway.engine', 'off', true);

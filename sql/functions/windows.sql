@@ -9,7 +9,8 @@ language sql stable parallel safe
 as $$
     select case
         when p_per in ('minute', 'hour') then p_start + ('1 ' || p_per)::interval
-        else ((p_start at time zone p_time_zone) + ('1 ' || p_per)::interval) at time zone p_time_zone
+        -- truncated again: where clocks change at midnight a day may begin at one o'clock, but only that day
+        else date_trunc(p_per, (p_start at time zone p_time_zone) + ('1 ' || p_per)::interval) at time zone p_time_zone
     end
 $$;
 comment on function gateway.window_end(text, timestamptz, text) is 'Start of the next window. A day has 23 to 25 hours where clocks change.';

@@ -3,6 +3,7 @@ create table gateway.accounts (
     customer_id bigint primary key references gateway.customers,
     balance_usd numeric(20, 10) not null default 0,
     held_usd numeric(20, 10) not null default 0,
+    constraint accounts_are_numbers check ('NaN' <> all (array[balance_usd, held_usd])),
     constraint accounts_held_not_negative check (held_usd >= 0),
     constraint accounts_holds_are_covered check (balance_usd - held_usd >= 0)
 ) with (fillfactor = 50);

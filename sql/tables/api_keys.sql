@@ -6,8 +6,8 @@ create table gateway.api_keys (
     secret_hash bytea not null unique check (length(secret_hash) = 32),
     scopes text[] not null default '{chat,usage}'
         check (scopes <@ '{chat,usage,keys,billing,admin}' and cardinality(scopes) > 0),
-    allowed_models bigint[],
-    allowed_services bigint[],
+    allowed_models bigint[] check (array_position(allowed_models, null) is null),
+    allowed_services bigint[] check (array_position(allowed_services, null) is null),
     active boolean not null default true,
     expires_at timestamptz,
     revoked_at timestamptz,
@@ -25,8 +25,8 @@ comment on column gateway.api_keys.name is 'What its owner calls it.';
 comment on column gateway.api_keys.prefix is 'First characters of the key, to tell keys apart.';
 comment on column gateway.api_keys.secret_hash is 'SHA-256 of the whole key. The key has 200 random bits, so a plain hash can''t be guessed back.';
 comment on column gateway.api_keys.scopes is 'What it may do: chat, usage (its customer''s log), keys, billing, admin.';
-comment on column gateway.api_keys.allowed_models is 'Ids of the models it may use; empty: all.';
-comment on column gateway.api_keys.allowed_services is 'Ids of the services it may be routed to; empty: all.';
+comment on column gateway.api_keys.allowed_models is 'Ids of the models it may use; null: all, {}: none.';
+comment on column gateway.api_keys.allowed_services is 'Ids of the services it may be routed to; null: all, {}: none.';
 comment on column gateway.api_keys.active is 'False: refused until switched on again.';
 comment on column gateway.api_keys.expires_at is 'Refused from here on; empty: never.';
 comment on column gateway.api_keys.revoked_at is 'When it was revoked, for good.';

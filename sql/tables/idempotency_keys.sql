@@ -12,11 +12,11 @@ create table gateway.idempotency_keys (
 create index idempotency_keys_created_idx on gateway.idempotency_keys (created_at);
 alter table gateway.idempotency_keys enable row level security;
 
-comment on table gateway.idempotency_keys is 'Idempotency-Keys of running and of charged requests, for 24 hours. A request that was not charged frees its key.';
+comment on table gateway.idempotency_keys is 'Idempotency-Keys, for 24 hours. A request that was not charged frees its key.';
 comment on column gateway.idempotency_keys.key_id is 'The API key that it was sent with.';
 comment on column gateway.idempotency_keys.idempotency_key is 'What the client sent.';
 comment on column gateway.idempotency_keys.body_hash is 'SHA-256 of the request''s body: another body under the same key is refused.';
-comment on column gateway.idempotency_keys.request_id is 'The first request with it.';
-comment on column gateway.idempotency_keys.charged is 'False while that request runs.';
-comment on column gateway.idempotency_keys.freed is 'True: that request''s hold expired uncharged, and the key may be used anew.';
-comment on column gateway.idempotency_keys.created_at is 'When it was first seen.';
+comment on column gateway.idempotency_keys.request_id is 'The request that holds it.';
+comment on column gateway.idempotency_keys.charged is 'Whether that request was charged: another one with the key is refused.';
+comment on column gateway.idempotency_keys.freed is 'Whether that request ended uncharged: the key may be used anew.';
+comment on column gateway.idempotency_keys.created_at is 'When that request came.';

@@ -2,7 +2,7 @@ create table gateway.ledger_entries (
     id bigint generated always as identity primary key,
     customer_id bigint not null references gateway.accounts,
     kind text not null check (kind in ('credit', 'correction', 'charge', 'late_settlement')),
-    amount_usd numeric(20, 10) not null check (amount_usd <> 0),
+    amount_usd numeric(20, 10) not null check (amount_usd <> 0 and amount_usd <> 'NaN'),
     balance_after_usd numeric(20, 10) not null,
     request_id text,
     reference text check (length(reference) between 1 and 255),

@@ -12,6 +12,7 @@ create table gateway.limits (
     warn_requests bigint check (warn_requests >= 0),
     warn_tokens bigint check (warn_tokens >= 0),
     warn_spend_usd numeric(20, 10) check (warn_spend_usd >= 0),
+    constraint limits_are_numbers check ('NaN' <> all (array[spend_usd, warn_spend_usd])),
     constraint limits_one_subject check (num_nonnulls(key_id, customer_id, service_id) = 1),
     constraint limits_model_of_a_key check (key_id is not null or (model_id is null and not each_model)),
     constraint limits_one_or_each_model check (model_id is null or not each_model),
@@ -19,6 +20,7 @@ create table gateway.limits (
 );
 create index limits_customer_idx on gateway.limits (customer_id) where customer_id is not null;
 create index limits_service_idx on gateway.limits (service_id) where service_id is not null;
+create index limits_model_idx on gateway.limits (model_id) where model_id is not null;
 alter table gateway.limits enable row level security;
 
 comment on table gateway.limits is 'Rate and spending limits. A row is one window (minute, hour, day, month) of one subject; edits take effect with the next request.';

@@ -16,8 +16,11 @@ create table gateway.prices (
     source text,
     source_date date,
     created_at timestamptz not null default now(),
+    constraint prices_are_numbers check ('NaN' <> all (array[
+        input, cached_input, cache_write, audio_input, image_input, output, audio_output, image_output, per_request, per_image])),
     unique nulls not distinct (offer_id, service_id, effective_from)
 );
+create index prices_service_idx on gateway.prices (service_id) where service_id is not null;
 alter table gateway.prices enable row level security;
 
 comment on table gateway.prices is 'What a provider takes, from when on: USD per million tokens of each class. Rows are versions: a changed price is a new row, and each request keeps those it was admitted under.';

@@ -7,7 +7,8 @@ create table gateway.settings (
     default_max_output_tokens bigint not null default 8192 check (default_max_output_tokens between 16 and 10000000),
     default_requests_per_minute bigint default 60 check (default_requests_per_minute > 0),
     default_tokens_per_minute bigint check (default_tokens_per_minute > 0),
-    expired_hold_policy text not null default 'release' check (expired_hold_policy in ('release', 'charge'))
+    expired_hold_policy text not null default 'release' check (expired_hold_policy in ('release', 'charge')),
+    constraint settings_are_numbers check ('NaN' <> all (array[flat_usd_per_1k_tokens, credit_value_usd]))
 );
 insert into gateway.settings default values;
 alter table gateway.settings enable row level security;
