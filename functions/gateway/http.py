@@ -260,7 +260,6 @@ class EventStreamResponse(Response):
         self._generator = generator
         self._lifetime = lifetime
         self._logger = logger
-        self._begun = False
         self._started = False
         # The buffering of proxies is the enemy of the first token.
         self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no", **(headers or {})})
@@ -272,29 +271,18 @@ class EventStreamResponse(Response):
         try:
             await asyncio.wait({pump, watch}, timeout=self._lifetime, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await self._end(pump, watch)
+            # Cancelled once and never again, so that the generator's cleanup may await. The pump has begun by
+            # now, as the loop runs tasks in the order in which they were made: a generator that was never
+            # entered would have no cleanup to run, and its call would never be settled.
+            pump.cancel()
+            watch.cancel()
+            await _outlast(pump, watch)
         if watch.done() and not watch.cancelled():
             watch.exception()
         if not pump.cancelled():
             pump.result()
 
-    async def _end(self, pump: asyncio.Task[None], watch: asyncio.Task[None]) -> None:
-        cancelled: asyncio.CancelledError | None = None
-        while not self._begun:
-            # A generator that was never entered has no cleanup to run, and its call would never be settled.
-            try:
-                await asyncio.sleep(0)
-            except asyncio.CancelledError as error:
-                cancelled = error
-        # Cancelled once and never again, so that the generator's cleanup may await.
-        pump.cancel()
-        watch.cancel()
-        await _outlast(pump, watch)
-        if cancelled is not None:
-            raise cancelled
-
     async def _pump(self, send: Send) -> None:
-        self._begun = True
         try:
             async with aclosing(self._generator) as items:
                 try:

@@ -163,7 +163,6 @@ def _check_address(address: Address) -> None:
         if (
             not face.is_global
             or face.is_multicast
-            or face.is_reserved
             or face in _METADATA
             or any(face in network for network in _RESERVED)
         ):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from gateway.auth import api_key, bearer_token, is_key, key_hash, key_prefix, new_key
+from gateway.auth import _checksum, api_key, bearer_token, is_key, key_hash, key_prefix, new_key
 from gateway.errors import Unauthorized
 
 BASE62 = string.digits + string.ascii_letters
@@ -51,6 +51,11 @@ def test_other_makes_and_other_alphabets_are_no_keys() -> None:
     key = new_key()
     for other in (key.upper(), key.replace("sk_", "sk-"), f"{key} ", key[:-1], f"{key}0", "sk_" + "é" * 40):
         assert not is_key(other)
+
+
+@pytest.mark.parametrize("random", ["é" * 34, "0" * 33 + "\u0660", "0" * 33 + "-", " " * 34])
+def test_a_good_checksum_does_not_excuse_another_alphabet(random: str) -> None:
+    assert not is_key(f"sk_{random}{_checksum(random)}")
 
 
 def test_hash_and_prefix() -> None:

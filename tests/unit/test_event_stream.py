@@ -178,6 +178,16 @@ async def test_a_client_that_leaves_while_a_chunk_is_being_sent(spec_version: st
     assert isinstance(call.ended_by, GeneratorExit)
 
 
+async def test_a_client_that_stays_and_takes_nothing_has_left_when_the_lifetime_ends() -> None:
+    server, call = Server(block_at=2), Call()
+    response = EventStreamResponse(call.stream(), lifetime=0.05)
+    task = asyncio.create_task(response(server.scope(), server.receive, server.send))
+    await server.blocked.wait()
+    await _end(task)
+    assert call.settled == 1
+    assert isinstance(call.ended_by, GeneratorExit)
+
+
 async def test_a_client_that_was_gone_at_the_start() -> None:
     server, call = Server(), Call(hang_at=0)
     server.gone.set()

@@ -247,6 +247,14 @@ def test_the_bound_holds(messages: list[dict[str, Any]], with_tools: bool, model
     assert bound >= count_request(body, model)
 
 
+def test_the_bound_holds_for_many_short_messages() -> None:
+    body = _chat(*({"role": "user", "content": ""} for _ in range(1000)))
+    bound = input_bound(body)
+    assert bound is not None
+    # Three tokens of overhead for each message by OpenAI's rule, up to a dozen in other templates.
+    assert bound >= max(count_request(body), 12 * 1000)
+
+
 @pytest.mark.parametrize("text", ["🏳️‍🌈" * 200, "\u0301" * 500, "aAbBcC" * 300, "\x01\x02" * 300, "𓀀" * 300])
 def test_the_bound_holds_for_text_that_falls_apart_into_bytes(text: str) -> None:
     body = _chat({"role": "user", "content": text})
