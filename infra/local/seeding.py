@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 
 from gateway import auth, service_keys
 from gateway.providers.registry import find_provider
+from infra.local.catalogue import load_catalogue
 from infra.local.processes import StackError
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ def seed_stack(url: str, seeds: Seeds) -> list[str]:
             models=[f"sim/{model}" for model in SIMULATOR_MODELS],
             models_changed=any(created),
         )
+        load_catalogue(connection, actor=ACTOR)
         catalogue = call(connection, "list_catalogue", p_limit=_CATALOGUE_LIMIT)
         for provider, key in seeds.provider_keys.items():
             sold = [
