@@ -31,6 +31,7 @@
 \ir functions/admit_request.sql
 \ir functions/settle_request.sql
 \ir functions/expire_holds.sql
+\ir functions/forget_idempotency_keys.sql
 \ir functions/check_ledger.sql
 
 \ir functions/authenticate_key.sql

@@ -970,17 +970,31 @@ begin
         union all
         select 0, m.id, p_provider from gateway.models as m where m.id = p_model_id and m.active
         union all
-        -- only then provider/model, and under a named provider the provider's own name of the model
-        select w.position, o.model_id, o.provider
-        from wanted as w
-        cross join lateral (
-            select coalesce(p_provider, split_part(w.name, '/', 1)) as provider,
+        -- only then provider/model, and under a named provider the provider's own name of the model; ours goes before it
+        select n.position, o.model_id, n.provider
+        from (
+            select w.position, coalesce(p_provider, split_part(w.name, '/', 1)) as provider,
                 case when p_provider is null then substr(w.name, strpos(w.name, '/') + 1) else w.name end as name
-        ) as named
-        join gateway.offers as o on o.provider = named.provider
-        join gateway.models as m on m.id = o.model_id and m.active and (m.name = named.name or o.upstream_model = named.name)
-        where not exists (select from gateway.models as whole where whole.name = w.name and whole.active)
-            and (p_provider is not null or strpos(w.name, '/') > 1)
+            from wanted as w
+            where not exists (select from gateway.models as whole where whole.name = w.name and whole.active)
+                and (p_provider is not null or strpos(w.name, '/') > 1)
+        ) as n
+        cross join lateral (
+            select found.model_id
+            from (
+                select o.model_id, 1 as rank
+                from gateway.models as m
+                join gateway.offers as o on o.model_id = m.id and o.provider = n.provider
+                where m.name = n.name and m.active
+                union all
+                select o.model_id, 2
+                from gateway.offers as o
+                join gateway.models as m on m.id = o.model_id and m.active
+                where o.provider = n.provider and o.upstream_model = n.name
+            ) as found
+            order by found.rank, found.model_id
+            limit 1
+        ) as o
     )
     select
         m.id, m.name, m.context_length, m.max_output_tokens,
@@ -1871,6 +1885,30 @@ $$;
 revoke all on function api.expire_holds(integer) from public;
 grant execute on function api.expire_holds(integer) to service_role;
 comment on function api.expire_holds(integer) is 'Ends the holds whose lease has run out; the maintenance function calls it every minute.';
+
+-- api.forget_idempotency_keys: deletes the Idempotency-Keys that are older than a day, at most p_limit, the oldest first; returns how many.
+-- An old one is taken over by the next request with it anyway: this only keeps the table small. For the maintenance function.
+create function api.forget_idempotency_keys(p_limit integer default 10000) returns integer
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_count integer;
+begin
+    delete from gateway.idempotency_keys
+    where ctid = any (array(
+        select ctid from gateway.idempotency_keys
+        where created_at < now() - interval '24 hours'
+        order by created_at
+        limit p_limit
+        for update skip locked
+    ));
+    get diagnostics v_count = row_count;
+    return v_count;
+end
+$$;
+revoke all on function api.forget_idempotency_keys(integer) from public;
+grant execute on function api.forget_idempotency_keys(integer) to service_role;
+comment on function api.forget_idempotency_keys(integer) is 'Deletes Idempotency-Keys that are older than a day.';
 
 -- api.check_ledger: recomputes every balance from the ledger, every hold from the running requests, and every request's charge from its
 -- entries. {"ok", "accounts", "mismatches": [{customer_id, balance_usd, ledger_usd, held_usd, requests_held_usd}, …at most 100],
