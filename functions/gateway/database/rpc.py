@@ -228,7 +228,7 @@ class Database:
         secret_hash: str,
         email: str | None,
         company: str | None,
-        credits: str | None,
+        credit_count: str | None,
         rate_limits: Mapping[str, Any] | None,
         actor: str,
     ) -> JSONObject:
@@ -239,7 +239,7 @@ class Database:
             secret_hash=secret_hash,
             email=email,
             company=company,
-            credits=credits,
+            credits=credit_count,
             rate_limits=rate_limits,
             actor=actor,
         )
@@ -256,7 +256,7 @@ class Database:
         key_hash: str | None = None,
         email: str | None = None,
         usd: str | None = None,
-        credits: str | None = None,
+        credit_count: str | None = None,
         reference: str | None = None,
         note: str | None = None,
     ) -> JSONObject:
@@ -266,7 +266,7 @@ class Database:
             key_hash=key_hash,
             email=email,
             usd=usd,
-            credits=credits,
+            credits=credit_count,
             reference=reference,
             note=note,
             actor=actor,

@@ -1,0 +1,75 @@
+"""What has to be done every minute: kept settlements replayed, expired holds ended, partitions made ahead."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from gateway.database.client import DatabaseAwayError, DatabaseError
+
+if TYPE_CHECKING:
+    from gateway.runtime.process import Process
+
+BATCH = 500
+"""Holds that end in one transaction: small enough not to keep a customer's account locked for long."""
+
+
+@dataclass(slots=True)
+class Sweep:
+    """What one run has done. Money is exact, in USD."""
+
+    settlements_replayed: int = 0
+    holds_expired: int = 0
+    charged_usd: Decimal = Decimal(0)
+    released_usd: Decimal = Decimal(0)
+    partitions_made: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it with amounts as decimal text."""
+        return {
+            **asdict(self),
+            "charged_usd": f"{self.charged_usd:f}",
+            "released_usd": f"{self.released_usd:f}",
+            "partitions_made": list(self.partitions_made),
+        }
+
+
+async def run_once(process: Process) -> Sweep:
+    """Do all of it, once. Safe to run in several places at the same time.
+
+    A step that fails does not keep the others from being done: it is logged, and at the end the DatabaseError
+    of the first is raised, for whoever runs this to see. DatabaseAwayError ends the run at once.
+    """
+    sweep = Sweep()
+    failures: list[DatabaseError] = []
+    # Replayed first: a settlement in time is better than one after its hold has expired.
+    for step in (_replay, _expire, _make_partitions):
+        try:
+            await step(process, sweep)
+        except DatabaseAwayError:
+            raise
+        except DatabaseError as error:
+            process.logger.exception("A step of the maintenance failed.")
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return sweep
+
+
+async def _replay(process: Process, sweep: Sweep) -> None:
+    sweep.settlements_replayed = await process.spool.replay(process.database)
+
+
+async def _expire(process: Process, sweep: Sweep) -> None:
+    while (told := await process.database.expire_holds(limit=BATCH))["expired"]:
+        sweep.holds_expired += told["expired"]
+        sweep.charged_usd += Decimal(told["charged_usd"])
+        sweep.released_usd += Decimal(told["released_usd"])
+    if sweep.holds_expired:
+        # Each is a call that the operator may have paid for and, under the policy "release", nobody else.
+        process.logger.warning("Holds have expired that nobody settled.", extra={"sweep": sweep.as_json()})
+
+
+async def _make_partitions(process: Process, sweep: Sweep) -> None:
+    sweep.partitions_made = tuple(await process.database.create_request_partitions())
