@@ -23,6 +23,9 @@ RANDOM_CHARS = 34
 CHECKSUM_CHARS = 6
 KEY_CHARS = len(KEY_LEAD) + RANDOM_CHARS + CHECKSUM_CHARS
 PREFIX_CHARS = 6
+MIN_CHOSEN_CHARS = 16
+MAX_CHOSEN_CHARS = 128
+CHOSEN_PREFIX_CHARS = 4
 """How much of a key's random part is shown, so that its owner can tell it from others."""
 
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
@@ -46,14 +49,26 @@ def is_key(text: str) -> bool:
     return _IN_ALPHABET.issuperset(text[len(KEY_LEAD) :]) and text[-CHECKSUM_CHARS:] == _checksum(random)
 
 
+def may_be_key(text: str) -> bool:
+    """Return whether the database is worth asking.
+
+    A mistyped key of ours is told by its checksum. What is not of our form may be an admin key that the
+    operator chose: the database decides.
+    """
+    if text.startswith(KEY_LEAD) and len(text) == KEY_CHARS:
+        return is_key(text)
+    return MIN_CHOSEN_CHARS <= len(text) <= MAX_CHOSEN_CHARS and text.isascii() and text.isprintable()
+
+
 def key_hash(key: str) -> str:
     """Return the SHA-256 of a key, in lower-case hexadecimal: what the database knows it by."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def key_prefix(key: str) -> str:
-    """Return what may be shown of a key: `sk_abc123…`."""
-    return f"{key[: len(KEY_LEAD) + PREFIX_CHARS]}…"
+    """Return what may be shown of a key: `sk_abc123…`; of one that somebody chose, less."""
+    shown = len(KEY_LEAD) + PREFIX_CHARS if is_key(key) else CHOSEN_PREFIX_CHARS
+    return f"{key[:shown]}…"
 
 
 def bearer_token(headers: Headers) -> str:
@@ -80,11 +95,11 @@ def bearer_token(headers: Headers) -> str:
 def api_key(headers: Headers) -> str:
     """Return the client key that a request carries.
 
-    Raises Unauthorized (401) as `bearer_token` does, and for what can't be a key of ours: a key of another
-    make, a mistyped one. That answer is the one of a key that the database doesn't know.
+    Raises Unauthorized (401) as `bearer_token` does, and for what can't be a key: a mistyped one of ours,
+    one that is too short or too long. That answer is the one of a key that the database doesn't know.
     """
     token = bearer_token(headers)
-    if not is_key(token):
+    if not may_be_key(token):
         raise unknown_key()
     return token
 

@@ -52,10 +52,10 @@ class StackOptions:
         if not port.isdecimal() or not 0 < int(port) <= _LARGEST_PORT:
             raise StackError(f"PORT must be a number from 1 to {_LARGEST_PORT}, not {port!r}")
         admin_key = environ.get("ADMIN_KEY", "").strip() or None
-        if admin_key is not None and not auth.is_key(admin_key):
+        if admin_key is not None and not auth.may_be_key(admin_key):
             raise StackError(
-                "ADMIN_KEY is not a key of Sluice's form: leave it out, "
-                "or make one with `python -m infra.cli new-key`"
+                f"ADMIN_KEY can't be used: it needs {auth.MIN_CHOSEN_CHARS} to {auth.MAX_CHOSEN_CHARS} printable "
+                "characters, or to be a key of Sluice's own, as `python -m infra.cli new-key` makes them"
             )
         data_dir = Path(environ.get("DATA_DIR", "").strip() or paths.REPOSITORY / ".sluice")
         return cls(int(port), data_dir.resolve(), admin_key, bool(environ.get("SUPABASE_URL", "").strip()))

@@ -112,12 +112,19 @@ def test_no_key_is_401_and_says_what_is_expected(pairs: list[tuple[str, str]]) -
 
 def test_what_cannot_be_a_key_is_refused_as_an_unknown_key_is() -> None:
     messages = set()
-    for token in ("sk-proj-abc", "eyJhbGciOiJIUzI1NiJ9.e30.x", new_key()[:-1] + "!", "\xe9" * 43):
+    for token in ("sk-proj-abc", new_key()[:-1] + "!", "\xe9" * 43, "k" * 129, "a key with a \t in it"):
         with pytest.raises(Unauthorized) as caught:
             api_key(_headers(("authorization", f"Bearer {token}")))
         assert caught.value.code == "invalid_api_key"
         messages.add(caught.value.message)
     assert len(messages) == 1
+
+
+def test_a_key_that_an_operator_chose_is_for_the_database_to_judge() -> None:
+    chosen = "correct horse battery"
+    assert api_key(_headers(("x-api-key", chosen))) == chosen
+    # Little of it is shown: it may not have the randomness of ours.
+    assert key_prefix(chosen) == "corr…"
 
 
 def test_a_bearer_token_of_another_form_is_given_back() -> None:

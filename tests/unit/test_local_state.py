@@ -77,6 +77,13 @@ def test_the_options_come_from_the_environment(tmp_path: Path) -> None:
     assert StackOptions.from_environment({"SUPABASE_URL": "https://x.supabase.co"}).hosted is True
 
 
+def test_an_admin_key_may_be_chosen_freely_but_not_short() -> None:
+    chosen = "chosen-by-the-operator"
+    assert StackOptions.from_environment({"ADMIN_KEY": chosen}).admin_key == chosen
+    with pytest.raises(StackError, match="16 to 128"):
+        StackOptions.from_environment({"ADMIN_KEY": "short"})
+
+
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "web", "80.5"])
 def test_a_port_that_is_none_is_refused(port: str) -> None:
     with pytest.raises(StackError, match="PORT must be"):
