@@ -54,8 +54,8 @@ class StackOptions:
         admin_key = environ.get("ADMIN_KEY", "").strip() or None
         if admin_key is not None and not auth.may_be_key(admin_key):
             raise StackError(
-                f"ADMIN_KEY can't be used: it needs {auth.MIN_CHOSEN_CHARS} to {auth.MAX_CHOSEN_CHARS} printable "
-                "characters, or to be a key of Sluice's own, as `python -m infra.cli new-key` makes them"
+                f"ADMIN_KEY can't be used: it needs {auth.MIN_CHOSEN_CHARS} to {auth.MAX_CHOSEN_CHARS} "
+                "printable characters, or is to be one that `python -m infra.cli new-key` made"
             )
         data_dir = Path(environ.get("DATA_DIR", "").strip() or paths.REPOSITORY / ".sluice")
         return cls(int(port), data_dir.resolve(), admin_key, bool(environ.get("SUPABASE_URL", "").strip()))
