@@ -41,7 +41,6 @@ ProviderName = Annotated[str, Field(min_length=1, max_length=64)]
 ProviderKey = Annotated[
     str,
     StringConstraints(min_length=1, max_length=PROVIDER_KEY_CHARS, pattern=r"^[!-~]+$"),
-    Field(repr=False),
 ]
 BaseUrl = Annotated[str, Field(min_length=1, max_length=512)]
 Priority = Annotated[int, Field(ge=-1_000_000, le=1_000_000)]
@@ -127,7 +126,7 @@ class CreateServiceRequest(Body):
     provider: ProviderName
     base_url: BaseUrl | None = None
     """None: the provider's own."""
-    provider_key: ProviderKey | None = None
+    provider_key: Annotated[ProviderKey | None, Field(repr=False)] = None
     enabled_models: ModelNames = Field(default_factory=list)
     limits: RateLimits | None = None
     priority: Priority = 100
@@ -142,7 +141,7 @@ class UpdateServiceRequest(Patch):
 
     name: Name | None = None
     base_url: BaseUrl | None = None
-    provider_key: ProviderKey | None = None
+    provider_key: Annotated[ProviderKey | None, Field(repr=False)] = None
     enabled_models: ModelNames | None = None
     limits: RateLimits | None = None
     priority: Priority | None = None
