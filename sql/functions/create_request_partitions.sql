@@ -1,11 +1,11 @@
 -- api.create_request_partitions: makes the request log's monthly partitions from this month to p_months ahead.
--- Returns the names of those that it made. Takes a lock on gateway.requests only when it makes one. For maintenance.
+-- Returns the names of those that it made. Locks the default partition, and so the log, only when it makes one. For maintenance.
 -- The default partition is a safety net, so that a missed job never refuses a request; its rows move out here.
 create function api.create_request_partitions(p_months integer default 3) returns text[]
 language plpgsql security definer set search_path = ''
 as $$
 declare
-    v_month date := date_trunc('month', now() at time zone 'UTC')::date;
+    v_month date;
     v_name text;
     v_from timestamptz;
     v_to timestamptz;
@@ -13,10 +13,15 @@ declare
 begin
     perform set_config('gateway.engine', 'on', true);
     for i in 0 .. p_months loop
+        v_month := date_trunc('month', now() at time zone 'UTC') + make_interval(months => i);
         v_name := 'requests_' || to_char(v_month, 'YYYY_MM');
         v_from := v_month::timestamp at time zone 'UTC';
         v_to := (v_month + interval '1 month') at time zone 'UTC';
         if to_regclass('gateway.' || v_name) is null then
+            -- In this order, so that two makers don't make the same one, and that nothing enters the default partition while it is emptied.
+            lock table only gateway.requests in share update exclusive mode;
+            lock table gateway.requests_default in access exclusive mode;
+            continue when to_regclass('gateway.' || v_name) is not null;
             execute format('create table gateway.%I (like gateway.requests including defaults including constraints)', v_name);
             execute format('alter table gateway.%I enable row level security', v_name);
             execute format('comment on table gateway.%I is %L', v_name, 'Requests of ' || to_char(v_month, 'YYYY-MM') || ' (UTC): a partition of gateway.requests.');
@@ -27,7 +32,6 @@ begin
                            'for each statement execute function gateway.refuse_hand_edit()', v_name);
             v_made := v_made || v_name;
         end if;
-        v_month := v_month + interval '1 month';
     end loop;
     perform set_config('gateway.engine', 'off', true);
     return v_made;

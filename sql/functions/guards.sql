@@ -20,7 +20,7 @@ create function gateway.refuse_change() returns trigger
 language plpgsql set search_path = ''
 as $$
 begin
-    raise exception 'gateway.% is append-only', tg_table_name using errcode = 'restrict_violation';
+    raise exception '% on gateway.% is refused: what was written stays', lower(tg_op), tg_table_name using errcode = 'restrict_violation';
 end
 $$;
 comment on function gateway.refuse_change() is 'Trigger: what was written stays.';
@@ -55,7 +55,9 @@ language plpgsql security definer set search_path = ''
 as $$
 begin
     if old.effective_from > clock_timestamp() then
-        return new;  -- not in force yet: nothing was admitted under it
+        -- not in force yet: nothing was admitted under it, and nothing in the past will have been
+        new.effective_from := greatest(new.effective_from, clock_timestamp());
+        return new;
     end if;
     if (new.offer_id, new.service_id) is distinct from (old.offer_id, old.service_id) then
         raise exception 'a price stays with its offer: insert a new one' using errcode = 'restrict_violation';
@@ -108,8 +110,12 @@ begin
         end if;
     end if;
     foreach v_secret in array array['secret_hash', 'provider_key'] loop
-        v_before := case when v_before ? v_secret then v_before || jsonb_build_object(v_secret, '(not shown)') else v_before end;
-        v_after := case when v_after ? v_secret then v_after || jsonb_build_object(v_secret, '(not shown)') else v_after end;
+        if v_before ->> v_secret is not null then
+            v_before := v_before || jsonb_build_object(v_secret, '(not shown)');
+        end if;
+        if v_after ->> v_secret is not null then
+            v_after := v_after || jsonb_build_object(v_secret, '(not shown)');
+        end if;
     end loop;
     insert into gateway.audit_log (actor, action, entity, entity_id, before, after)
     values (coalesce(nullif(current_setting('gateway.actor', true), ''), session_user), lower(tg_op), tg_table_name, v_id, v_before, v_after);
@@ -141,6 +147,9 @@ create trigger refuse_delete before delete or truncate on gateway.services for e
 create trigger refuse_delete before delete or truncate on gateway.models for each statement execute function gateway.refuse_delete();
 create trigger refuse_delete before delete or truncate on gateway.offers for each statement execute function gateway.refuse_delete();
 create trigger refuse_truncate before truncate on gateway.prices for each statement execute function gateway.refuse_change();
+-- A truncation would pass the audit log by.
+create trigger refuse_truncate before truncate on gateway.limits for each statement execute function gateway.refuse_change();
+create trigger refuse_truncate before truncate on gateway.routes for each statement execute function gateway.refuse_change();
 create trigger refuse_price_delete before delete on gateway.prices for each row execute function gateway.refuse_price_delete();
 
 create trigger open_account after insert on gateway.customers for each row execute function gateway.open_account();

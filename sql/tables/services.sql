@@ -31,7 +31,7 @@ create table gateway.routes (
     service_id bigint not null references gateway.services,
     offer_id bigint not null references gateway.offers,
     priority integer,
-    weight numeric(12, 4) not null default 1 check (weight > 0),
+    weight numeric(12, 4) not null default 1 check (weight > 0 and weight <> 'NaN'),
     active boolean not null default true,
     unique (service_id, offer_id)
 );

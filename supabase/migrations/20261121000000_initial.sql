@@ -166,7 +166,7 @@ create table gateway.routes (
     service_id bigint not null references gateway.services,
     offer_id bigint not null references gateway.offers,
     priority integer,
-    weight numeric(12, 4) not null default 1 check (weight > 0),
+    weight numeric(12, 4) not null default 1 check (weight > 0 and weight <> 'NaN'),
     active boolean not null default true,
     unique (service_id, offer_id)
 );
@@ -682,7 +682,7 @@ create function gateway.refuse_change() returns trigger
 language plpgsql set search_path = ''
 as $$
 begin
-    raise exception 'gateway.% is append-only', tg_table_name using errcode = 'restrict_violation';
+    raise exception '% on gateway.% is refused: what was written stays', lower(tg_op), tg_table_name using errcode = 'restrict_violation';
 end
 $$;
 comment on function gateway.refuse_change() is 'Trigger: what was written stays.';
@@ -717,7 +717,9 @@ language plpgsql security definer set search_path = ''
 as $$
 begin
     if old.effective_from > clock_timestamp() then
-        return new;  -- not in force yet: nothing was admitted under it
+        -- not in force yet: nothing was admitted under it, and nothing in the past will have been
+        new.effective_from := greatest(new.effective_from, clock_timestamp());
+        return new;
     end if;
     if (new.offer_id, new.service_id) is distinct from (old.offer_id, old.service_id) then
         raise exception 'a price stays with its offer: insert a new one' using errcode = 'restrict_violation';
@@ -770,8 +772,12 @@ begin
         end if;
     end if;
     foreach v_secret in array array['secret_hash', 'provider_key'] loop
-        v_before := case when v_before ? v_secret then v_before || jsonb_build_object(v_secret, '(not shown)') else v_before end;
-        v_after := case when v_after ? v_secret then v_after || jsonb_build_object(v_secret, '(not shown)') else v_after end;
+        if v_before ->> v_secret is not null then
+            v_before := v_before || jsonb_build_object(v_secret, '(not shown)');
+        end if;
+        if v_after ->> v_secret is not null then
+            v_after := v_after || jsonb_build_object(v_secret, '(not shown)');
+        end if;
     end loop;
     insert into gateway.audit_log (actor, action, entity, entity_id, before, after)
     values (coalesce(nullif(current_setting('gateway.actor', true), ''), session_user), lower(tg_op), tg_table_name, v_id, v_before, v_after);
@@ -803,6 +809,9 @@ create trigger refuse_delete before delete or truncate on gateway.services for e
 create trigger refuse_delete before delete or truncate on gateway.models for each statement execute function gateway.refuse_delete();
 create trigger refuse_delete before delete or truncate on gateway.offers for each statement execute function gateway.refuse_delete();
 create trigger refuse_truncate before truncate on gateway.prices for each statement execute function gateway.refuse_change();
+-- A truncation would pass the audit log by.
+create trigger refuse_truncate before truncate on gateway.limits for each statement execute function gateway.refuse_change();
+create trigger refuse_truncate before truncate on gateway.routes for each statement execute function gateway.refuse_change();
 create trigger refuse_price_delete before delete on gateway.prices for each row execute function gateway.refuse_price_delete();
 
 create trigger open_account after insert on gateway.customers for each row execute function gateway.open_account();
@@ -819,13 +828,13 @@ create trigger record_audit after insert or update or delete on gateway.prices f
 create trigger record_audit after insert or update or delete on gateway.limits for each row execute function gateway.record_audit();
 
 -- api.create_request_partitions: makes the request log's monthly partitions from this month to p_months ahead.
--- Returns the names of those that it made. Takes a lock on gateway.requests only when it makes one. For maintenance.
+-- Returns the names of those that it made. Locks the default partition, and so the log, only when it makes one. For maintenance.
 -- The default partition is a safety net, so that a missed job never refuses a request; its rows move out here.
 create function api.create_request_partitions(p_months integer default 3) returns text[]
 language plpgsql security definer set search_path = ''
 as $$
 declare
-    v_month date := date_trunc('month', now() at time zone 'UTC')::date;
+    v_month date;
     v_name text;
     v_from timestamptz;
     v_to timestamptz;
@@ -833,10 +842,15 @@ declare
 begin
     perform set_config('gateway.engine', 'on', true);
     for i in 0 .. p_months loop
+        v_month := date_trunc('month', now() at time zone 'UTC') + make_interval(months => i);
         v_name := 'requests_' || to_char(v_month, 'YYYY_MM');
         v_from := v_month::timestamp at time zone 'UTC';
         v_to := (v_month + interval '1 month') at time zone 'UTC';
         if to_regclass('gateway.' || v_name) is null then
+            -- In this order, so that two makers don't make the same one, and that nothing enters the default partition while it is emptied.
+            lock table only gateway.requests in share update exclusive mode;
+            lock table gateway.requests_default in access exclusive mode;
+            continue when to_regclass('gateway.' || v_name) is not null;
             execute format('create table gateway.%I (like gateway.requests including defaults including constraints)', v_name);
             execute format('alter table gateway.%I enable row level security', v_name);
             execute format('comment on table gateway.%I is %L', v_name, 'Requests of ' || to_char(v_month, 'YYYY-MM') || ' (UTC): a partition of gateway.requests.');
@@ -847,7 +861,6 @@ begin
                            'for each statement execute function gateway.refuse_hand_edit()', v_name);
             v_made := v_made || v_name;
         end if;
-        v_month := v_month + interval '1 month';
     end loop;
     perform set_config('gateway.engine', 'off', true);
     return v_made;

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import itertools
+from typing import TYPE_CHECKING, Protocol
 
+import psycopg
 import pytest
 
+from infra.local.database import create_database, drop_database, migrate
 from tests.database.engine import Customer, Engine
+from tests.fixtures.database import AUTHENTICATOR_PASSWORD, Database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
-    from tests.fixtures.database import Database
+    from infra.local.postgres import EmbeddedPostgres
 
 
 @pytest.fixture
@@ -52,3 +58,48 @@ def shared_engine(module_engine: Engine) -> Engine:
         expired_hold_policy="release",
     )
     return module_engine
+
+
+OWNER = "sluice_owner"
+OWNER_PASSWORD = "owner-of-the-tests"
+
+
+def create_owner(url: str) -> None:
+    """Make a role as Supabase's postgres is: it owns its database and is no superuser."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            f"create role {OWNER} login createdb createrole bypassrls password '{OWNER_PASSWORD}'"
+        )
+
+
+class NewOwnedDatabase(Protocol):
+    """Makes a database whose owner has applied the migrations; its `url` is that owner's."""
+
+    def __call__(self) -> AbstractContextManager[Database]: ...
+
+
+@pytest.fixture(scope="session")
+def new_owned_database(postgres: EmbeddedPostgres) -> NewOwnedDatabase:
+    """A factory of them, as `new_database` is of the superuser's."""
+    template = "owned_template"
+    numbers = itertools.count(1)
+    create_owner(postgres.url())
+    create_database(postgres.url(), template)
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+        connection.execute(f"alter database {template} owner to {OWNER}")
+    migrate(postgres.url(template, user=OWNER, password=OWNER_PASSWORD))
+
+    @contextlib.contextmanager
+    def make() -> Iterator[Database]:
+        name = f"owned_{next(numbers)}"
+        create_database(postgres.url(), name, template=template)
+        try:
+            yield Database(
+                name=name,
+                url=postgres.url(name, user=OWNER, password=OWNER_PASSWORD),
+                authenticator_url=postgres.url(name, user="authenticator", password=AUTHENTICATOR_PASSWORD),
+            )
+        finally:
+            drop_database(postgres.url(), name)
+
+    return make
