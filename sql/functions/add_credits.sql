@@ -1,7 +1,7 @@
 -- api.add_credits: pays in, or corrects by a negative amount, in USD or in credits. Of p_customer_id, p_key_hash and p_email one names the
 -- customer. The same reference twice counts once ("duplicate": true); another amount under it is an error. Locks the account.
 -- {"customer_id", "added_usd", "credits_added", "balance_after_usd", "credits_after", "duplicate"}, or {"error": "unknown_customer" |
--- "invalid_amount" (zero, beyond a billion USD, or finer than the tenth decimal) | "reference_conflict" | "more_than_free", "free_usd"}.
+-- "invalid_amount" (zero, beyond a billion USD, a balance beyond ten, or finer than the tenth decimal) | "reference_conflict" | "more_than_free", "free_usd"}.
 create function api.add_credits(
     p_customer_id bigint default null, p_key_hash text default null, p_email text default null,
     p_usd numeric default null, p_credits numeric default null, p_reference text default null, p_note text default null, p_actor text default null
@@ -42,6 +42,9 @@ begin
     elsif v_entry.id is null then
         if v_amount < 0 and v_account.balance_usd - v_account.held_usd < -v_amount then
             return jsonb_build_object('error', 'more_than_free', 'free_usd', gateway.show_usd(v_account.balance_usd - v_account.held_usd));
+        end if;
+        if v_account.balance_usd + v_amount >= 10000000000 then
+            return jsonb_build_object('error', 'invalid_amount');
         end if;
         perform set_config('gateway.engine', 'on', true);
         update gateway.accounts set balance_usd = balance_usd + v_amount where customer_id = v_customer_id returning * into v_account;

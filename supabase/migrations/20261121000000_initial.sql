@@ -2300,7 +2300,7 @@ comment on function api.list_keys(integer, bigint, bigint, bigint) is 'Keys with
 -- api.add_credits: pays in, or corrects by a negative amount, in USD or in credits. Of p_customer_id, p_key_hash and p_email one names the
 -- customer. The same reference twice counts once ("duplicate": true); another amount under it is an error. Locks the account.
 -- {"customer_id", "added_usd", "credits_added", "balance_after_usd", "credits_after", "duplicate"}, or {"error": "unknown_customer" |
--- "invalid_amount" (zero, beyond a billion USD, or finer than the tenth decimal) | "reference_conflict" | "more_than_free", "free_usd"}.
+-- "invalid_amount" (zero, beyond a billion USD, a balance beyond ten, or finer than the tenth decimal) | "reference_conflict" | "more_than_free", "free_usd"}.
 create function api.add_credits(
     p_customer_id bigint default null, p_key_hash text default null, p_email text default null,
     p_usd numeric default null, p_credits numeric default null, p_reference text default null, p_note text default null, p_actor text default null
@@ -2341,6 +2341,9 @@ begin
     elsif v_entry.id is null then
         if v_amount < 0 and v_account.balance_usd - v_account.held_usd < -v_amount then
             return jsonb_build_object('error', 'more_than_free', 'free_usd', gateway.show_usd(v_account.balance_usd - v_account.held_usd));
+        end if;
+        if v_account.balance_usd + v_amount >= 10000000000 then
+            return jsonb_build_object('error', 'invalid_amount');
         end if;
         perform set_config('gateway.engine', 'on', true);
         update gateway.accounts set balance_usd = balance_usd + v_amount where customer_id = v_customer_id returning * into v_account;
@@ -2864,33 +2867,39 @@ comment on function api.list_models(text, text) is 'The models that can be calle
 -- call. The id carries its time (its first 12 hexadecimal digits after req_ are milliseconds), so that one partition is read.
 -- Null where there is none. In flat mode the provider's cost is not shown to customers. Reads only.
 create function api.read_request(p_request_id text, p_customer_id bigint default null, p_key_id bigint default null) returns jsonb
-language sql stable security definer set search_path = ''
+language plpgsql stable security definer set search_path = ''
 as $$
-    select jsonb_build_object(
-        'id', r.id, 'created_at', r.admitted_at, 'endpoint', r.endpoint, 'key_id', r.key_id, 'customer_id', r.customer_id,
-        'model', coalesce(m.name, r.requested_model), 'requested_model', r.requested_model, 'provider', s.provider,
-        'state', r.state, 'outcome', r.outcome, 'status', r.status, 'error_code', r.error_code, 'finish_reason', r.finish_reason,
-        'streamed', r.streamed, 'usage_estimated', r.usage_estimated,
-        'tokens', jsonb_strip_nulls(jsonb_build_object(
-            'input', r.input_tokens, 'cached_input', r.cached_input_tokens, 'cache_write', r.cache_write_tokens,
-            'audio_input', r.audio_input_tokens, 'image_input', r.image_input_tokens, 'output', r.output_tokens,
-            'reasoning', r.reasoning_tokens, 'audio_output', r.audio_output_tokens, 'image_output', r.image_output_tokens,
-            'images', r.images)),
-        'cost_usd', case when r.billing_mode = 'markup' or p_customer_id is null then gateway.show_usd(r.cost_usd) end,
-        'charge_usd', gateway.show_usd(r.charge_usd), 'uncollected_usd', gateway.show_usd(r.uncollected_usd),
-        'hold_usd', case when r.state = 'held' then gateway.show_usd(r.hold_usd) end,
-        'latency_ms', r.latency_ms, 'time_to_first_token_ms', r.time_to_first_token_ms)
-    from gateway.requests as r
-    left join gateway.models as m on m.id = r.model_id
-    left join gateway.services as s on s.id = r.service_id
-    cross join lateral (
-        select to_timestamp(('x' || lpad(substr(p_request_id, 5, 12), 16, '0'))::bit(64)::bigint / 1000.0) as made_at
-        where p_request_id ~ '^req_[0-9a-f]{32}$'
-    ) as t
-    where r.id = p_request_id
-        and r.admitted_at between t.made_at - interval '1 day' and t.made_at + interval '1 day'
-        and (p_customer_id is null or r.customer_id = p_customer_id)
-        and (p_key_id is null or r.key_id = p_key_id)
+declare
+    v_made_at timestamptz;
+begin
+    if p_request_id is null or p_request_id !~ '^req_[0-9a-f]{32}$' then
+        return null;
+    end if;
+    v_made_at := to_timestamp(('x' || lpad(substr(p_request_id, 5, 12), 16, '0'))::bit(64)::bigint / 1000.0);
+    return (
+        select jsonb_build_object(
+            'id', r.id, 'created_at', r.admitted_at, 'endpoint', r.endpoint, 'key_id', r.key_id, 'customer_id', r.customer_id,
+            'model', coalesce(m.name, r.requested_model), 'requested_model', r.requested_model, 'provider', s.provider,
+            'state', r.state, 'outcome', r.outcome, 'status', r.status, 'error_code', r.error_code, 'finish_reason', r.finish_reason,
+            'streamed', r.streamed, 'usage_estimated', r.usage_estimated,
+            'tokens', jsonb_strip_nulls(jsonb_build_object(
+                'input', r.input_tokens, 'cached_input', r.cached_input_tokens, 'cache_write', r.cache_write_tokens,
+                'audio_input', r.audio_input_tokens, 'image_input', r.image_input_tokens, 'output', r.output_tokens,
+                'reasoning', r.reasoning_tokens, 'audio_output', r.audio_output_tokens, 'image_output', r.image_output_tokens,
+                'images', r.images)),
+            'cost_usd', case when r.billing_mode = 'markup' or p_customer_id is null then gateway.show_usd(r.cost_usd) end,
+            'charge_usd', gateway.show_usd(r.charge_usd), 'uncollected_usd', gateway.show_usd(r.uncollected_usd),
+            'hold_usd', case when r.state = 'held' then gateway.show_usd(r.hold_usd) end,
+            'latency_ms', r.latency_ms, 'time_to_first_token_ms', r.time_to_first_token_ms)
+        from gateway.requests as r
+        left join gateway.models as m on m.id = r.model_id
+        left join gateway.services as s on s.id = r.service_id
+        where r.id = p_request_id
+            and r.admitted_at between v_made_at - interval '1 day' and v_made_at + interval '1 day'
+            and (p_customer_id is null or r.customer_id = p_customer_id)
+            and (p_key_id is null or r.key_id = p_key_id)
+    );
+end
 $$;
 revoke all on function api.read_request(text, bigint, bigint) from public;
 grant execute on function api.read_request(text, bigint, bigint) to service_role;

@@ -1,0 +1,134 @@
+"""Admission reads by index, however many keys and models there are: counted by the server itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.database.engine import Customer, Engine
+
+MANY = 5000
+
+
+@pytest.fixture(scope="module")
+def crowded(module_engine: Engine) -> tuple[Engine, Customer]:
+    """The world among thousands of customers, keys, models, offers of one provider, prices and limits."""
+    engine = module_engine
+    customer = engine.customer("1000", requests_per_minute=10**6)
+    for statement in (
+        "insert into gateway.customers (name, username) select 'c', 'many ' || n from generate_series(1, %s) as n",
+        "insert into gateway.api_keys (customer_id, name, prefix, secret_hash)"
+        " select id, 'k', 'sk_many', sha256(convert_to(username, 'UTF8')) from gateway.customers where id > %s * 0 + 1",
+        "insert into gateway.models (name, context_length) select 'many-' || n, 1000 from generate_series(1, %s) as n",
+        "insert into gateway.offers (model_id, provider, upstream_model)"
+        " select id, 'openai-compatible', name from gateway.models where name like 'many-%%' and %s > 0",
+        "insert into gateway.routes (service_id, offer_id)"
+        " select s.id, o.id from gateway.services as s, gateway.offers as o where %s > 0 on conflict do nothing",
+        "insert into gateway.prices (offer_id, input, output) select id, 1, 1 from gateway.offers where %s > 0",
+        "insert into gateway.limits (key_id, per, requests) select id, 'day', 100000 from gateway.api_keys where %s > 0",
+        "insert into gateway.limit_counters (subject, subject_id, per, window_start)"
+        " select 'key', id, 'day', date_trunc('day', now(), 'UTC') from gateway.api_keys where %s > 0",
+    ):
+        engine.run(statement, MANY)
+    with engine.by_engine():
+        engine.run(
+            "insert into gateway.requests (id, admitted_at, customer_id, key_id, requested_model, endpoint, streamed, state,"
+            " outcome, hold_usd, lease_until, input_tokens_bound, output_tokens_bound, billing_mode, commission_percent,"
+            " flat_usd_per_1k_tokens, routes, counted) select 'req_many' || n, now(), 1, 1, 'm', 'e', false, 'settled',"
+            " 'failed', 0, now(), 0, 0, 'markup', 5, 0, '[]', '{}' from generate_series(1, %s) as n",
+            MANY,
+        )
+        engine.run(
+            "insert into gateway.idempotency_keys (key_id, idempotency_key, body_hash, request_id)"
+            " select id, 'k', sha256('x'), 'req_' from gateway.api_keys where %s > 0",
+            MANY,
+        )
+    engine.run("analyze")
+    return engine, customer
+
+
+def rows_scanned(engine: Engine, work: Callable[[], object]) -> dict[str, int]:
+    """Rows of each table that `work` read without an index, as the server itself counts them in a transaction."""
+    with engine.connection.transaction():
+        before = counted(engine)
+        work()
+        after = counted(engine)
+    assert sum(by_index for _, by_index in after.values()) > sum(by_index for _, by_index in before.values())
+    return {table: read - before.get(table, (0, 0))[0] for table, (read, _) in after.items()}
+
+
+def counted(engine: Engine) -> dict[str, tuple[int, int]]:
+    """(rows read by scans, reads by index) of each table; what an earlier transaction did may still be in it."""
+    rows = engine.query(
+        "select relname, coalesce(seq_tup_read, 0), coalesce(idx_scan, 0) from pg_stat_xact_user_tables"
+        " where schemaname = 'gateway'"
+    )
+    return {row[0]: (row[1], row[2]) for row in rows}
+
+
+def assert_by_index(engine: Engine, work: Callable[[], object]) -> None:
+    # settings has one row, services two
+    assert {table: rows for table, rows in rows_scanned(engine, work).items() if rows > 50} == {}
+
+
+def test_a_scan_would_be_seen(crowded: tuple[Engine, Customer]) -> None:
+    engine, _ = crowded
+
+    def work() -> None:
+        engine.query("select count(*) from gateway.models where display_name = 'none'")
+        engine.query("select * from gateway.accounts where customer_id = 1")
+
+    assert rows_scanned(engine, work)["models"] > MANY
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"p_models": ["echo"]},
+        {"p_models": ["many-77", "many-78"]},
+        {"p_models": ["openai-compatible/many-77"]},
+        {"p_models": ["many-77"], "p_provider": "openai-compatible"},
+        {"p_models": [], "p_model_id": 5},
+        {"p_models": ["echo"], "p_idempotency_key": "k7", "p_body_hash": "00" * 32},
+    ],
+)
+def test_admission_and_settlement_scan_no_table(
+    crowded: tuple[Engine, Customer], parameters: dict[str, Any]
+) -> None:
+    engine, customer = crowded
+    # the first calls of a connection plan for their very parameters, later ones may take a general plan: both are looked at
+    for mode in ("force_custom_plan", "force_generic_plan"):
+        engine.run(f"set plan_cache_mode = {mode}")
+        keyed = dict(parameters)
+        if "p_idempotency_key" in keyed:
+            keyed["p_idempotency_key"] = mode
+
+        def work(keyed: dict[str, Any] = keyed) -> None:
+            engine.settle(engine.admitted(customer.key_hash, **keyed))
+
+        assert_by_index(engine, work)
+    engine.run("reset plan_cache_mode")
+
+
+def test_a_refusal_scans_no_table(crowded: tuple[Engine, Customer]) -> None:
+    engine, customer = crowded
+    assert_by_index(engine, lambda: engine.refused(customer.key_hash, p_max_output_tokens=10**9))
+
+
+def test_the_sweeper_the_record_and_the_key_are_read_by_index(crowded: tuple[Engine, Customer]) -> None:
+    engine, customer = crowded
+    admission = engine.admitted(customer.key_hash)
+    engine.lapse(admission)
+
+    def work() -> None:
+        assert engine.call("expire_holds")["expired"] == 1
+        assert engine.call("read_request", p_request_id=admission["request_id"])["state"] == "expired"
+        engine.call("authenticate_key", p_key_hash=customer.key_hash)
+        engine.call("add_credits", p_customer_id=customer.id, p_usd=1, p_reference="r")
+        engine.call("forget_idempotency_keys")
+
+    assert_by_index(engine, work)
