@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
     from starlette.types import Message, Receive, Scope, Send
 
-FUNCTIONS = ("chat", "keys", "usage", "admin", "billing", "maintenance", "web")
+FUNCTIONS = ("chat", "keys", "usage", "admin", "billing", "web")
+"""The functions that answer HTTP, in the order in which they are asked for a path."""
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GRACE_SECONDS = 5
 
