@@ -415,8 +415,8 @@ def _key_hash(key: str | None) -> str | None:
     return key_hash(key)
 
 
-def _named(asked: BaseModel, *names: str) -> str:
-    return next(name for name in names if getattr(asked, name) is not None)
+def _named(asked: BaseModel, *names: str) -> str | None:
+    return next((name for name in names if getattr(asked, name) is not None), None)
 
 
 def _service_refusals(provider: str) -> dict[str, Any]:
@@ -442,7 +442,7 @@ def _taken(param: str) -> Conflict:
     return Conflict(f"This {param} is taken.", code=f"{param}_taken", param=param)
 
 
-def _invalid_amount(param: str) -> Unprocessable:
+def _invalid_amount(param: str | None) -> Unprocessable:
     return Unprocessable(
         "The amount must not be zero, nor beyond a billion USD, nor finer than the tenth decimal of a USD.",
         code="invalid_amount",

@@ -1,0 +1,284 @@
+"""The catalogue, prices by their day, the settings, and the proof of the books."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.fixtures.management import Management, assert_error, management
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["management"]
+
+SETTINGS = {
+    "commission_percent": "5",
+    "billing_mode": "markup",
+    "flat_usd_per_1k_tokens": "0.02",
+    "credit_value_usd": "0.00002",
+    "default_max_output_tokens": 8192,
+    "default_requests_per_minute": 60,
+    "default_tokens_per_minute": None,
+    "expired_hold_policy": "release",
+}
+
+
+async def test_model_is_added_with_its_offers_and_prices(management: Management) -> None:
+    body = {
+        "name": "maker/model-1:free",
+        "display_name": "Model 1",
+        "context_length": 128000,
+        "max_output_tokens": 4096,
+        "input_modalities": ["text", "image"],
+        "offers": [
+            {"provider": "Grok", "upstream_model": "model-1"},
+            {
+                "provider": "openai",
+                "prices": {
+                    "input": "0.15",
+                    "output": 0.6,
+                    "cached_input": 0.075,
+                    "per_request": 1e-10,
+                    "source": "https://example.org/prices",
+                    "source_date": "2026-11-01",
+                },
+            },
+        ],
+    }
+    made = await management.ok("POST", "/admin/models", body, status=201)
+    assert set(made) == {
+        "id",
+        "name",
+        "display_name",
+        "context_length",
+        "max_output_tokens",
+        "input_modalities",
+        "output_modalities",
+        "active",
+        "created_at",
+        "offers",
+    }
+    assert made["input_modalities"] == ["text", "image"]
+    assert made["output_modalities"] == ["text"]
+    openai, xai = made["offers"]
+    assert (openai["provider"], openai["upstream_model"]) == ("openai", "maker/model-1:free")
+    assert (xai["provider"], xai["upstream_model"], xai["prices"]) == ("xai", "model-1", None)
+    prices = openai["prices"]
+    assert {name: prices[name] for name in ("input", "output", "cached_input", "per_request")} == {
+        "input": "0.15",
+        "output": "0.6",
+        "cached_input": "0.075",
+        "per_request": "0.0000000001",
+    }
+    assert (prices["source"], prices["source_date"]) == ("https://example.org/prices", "2026-11-01")
+    assert "per_image" not in prices
+    listed = await management.ok("GET", f"/admin/models?cursor={made['id'] - 1}")
+    assert listed == {"data": [made], "next_cursor": None}
+    assert_error(await management.admin("POST", "/admin/models", body), 409, "name_taken", "name")
+
+
+OFFER = {"provider": "openai", "prices": {"input": "1", "output": "1"}}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "name"),
+        ({"name": ""}, "name"),
+        ({"name": "-x"}, "name"),
+        ({"name": "a b"}, "name"),
+        ({"name": "x\n"}, "name"),
+        ({"name": "x" * 201}, "name"),
+        ({"name": "x", "context_length": 0}, "context_length"),
+        ({"name": "x", "context_length": "4096"}, "context_length"),
+        ({"name": "x", "max_output_tokens": 10**9}, "max_output_tokens"),
+        ({"name": "x", "input_modalities": []}, "input_modalities"),
+        ({"name": "x", "input_modalities": ["smell"]}, "input_modalities.0"),
+        ({"name": "x", "offers": [{"provider": "nobody"}]}, "offers.0.provider"),
+        ({"name": "x", "offers": [OFFER, {**OFFER, "provider": "OpenAI"}]}, "offers"),
+        ({"name": "x", "offers": [{"provider": "openai", "prices": {"input": 1}}]}, "offers.0.prices.output"),
+        ({"name": "x", "offers": [{**OFFER, "upstream_model": "y" * 301}]}, "offers.0.upstream_model"),
+        (
+            {"name": "x", "offers": [{"provider": "openai", "prices": {"input": -1, "output": 1}}]},
+            "offers.0.prices.input",
+        ),
+        (
+            {"name": "x", "offers": [{"provider": "openai", "prices": {"input": 1, "output": 1, "tea": 1}}]},
+            "offers.0.prices.tea",
+        ),
+        ({"name": "x", "price": 1}, "price"),
+    ],
+)
+async def test_bad_model_is_422_and_makes_nothing(
+    management: Management, body: dict[str, Any], param: str
+) -> None:
+    before = management.value("select count(*) from gateway.models")
+    assert_error(await management.admin("POST", "/admin/models", body), 422, param=param)
+    assert management.value("select count(*) from gateway.models") == before
+
+
+async def test_a_changed_price_is_a_new_version(management: Management) -> None:
+    model = await management.model()
+    body = {"model": model["name"], "provider": "openai-compatible", "input": "2.5", "output": 10.1}
+    made = await management.ok("POST", "/admin/prices", body, status=201)
+    assert set(made) == {
+        "id",
+        "model",
+        "provider",
+        "service_id",
+        "effective_from",
+        "input",
+        "output",
+        "source",
+        "source_date",
+    }
+    assert (made["input"], made["output"], made["service_id"]) == ("2.5", "10.1", None)
+    later = (datetime.now(UTC) + timedelta(days=1)).replace(microsecond=0)
+    body |= {"output": "11", "effective_from": later.isoformat()}
+    future = await management.ok("POST", "/admin/prices", body, status=201)
+    assert datetime.fromisoformat(future["effective_from"]) == later
+    listed = await management.ok("GET", f"/admin/prices?model={model['name']}&limit=2")
+    assert listed["data"] == [future, made]
+    oldest = await management.ok(
+        "GET", f"/admin/prices?model={model['name']}&limit=2&cursor={listed['next_cursor']}"
+    )
+    assert [row["output"] for row in oldest["data"]] == ["8"]
+    assert oldest["next_cursor"] is None
+    # What is in force is what was set now, not what is to come.
+    shown = await management.ok("GET", f"/admin/models?cursor={model['id'] - 1}&limit=1")
+    assert shown["data"][0]["offers"][0]["prices"]["output"] == "10.1"
+    # The same moment twice would be two prices for one request.
+    assert_error(await management.admin("POST", "/admin/prices", body), 409, "conflict")
+
+
+async def test_price_makes_an_offer_where_it_names_the_upstream_model(management: Management) -> None:
+    model = await management.model()
+    body = {"model": model["name"], "provider": "mistral", "input": 1, "output": 2}
+    assert_error(await management.admin("POST", "/admin/prices", body), 404, "offer_not_found", "provider")
+    body["upstream_model"] = "mistral-model"
+    assert (await management.ok("POST", "/admin/prices", body, status=201))["provider"] == "mistral"
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "param"),
+    [
+        ({"model": "no-such-model"}, 404, "model"),
+        ({"service_id": 2**62}, 404, "service_id"),
+        ({"provider": "nobody"}, 422, "provider"),
+        ({"effective_from": "2020-01-01T00:00:00Z"}, 422, "effective_from"),
+        ({"effective_from": "2999-01-01"}, 422, "effective_from"),
+        ({"effective_from": "2999-02-30T00:00:00Z"}, 422, "effective_from"),
+        ({"input": None}, 422, "input"),
+        ({"input": "free"}, 422, "input"),
+        ({"input": "0.00000000001"}, 422, "input"),
+        ({"input": 1e10}, 422, "input"),
+        ({"source": "s" * 501}, 422, "source"),
+        ({"source_date": "yesterday"}, 422, "source_date"),
+        ({"per_token": 1}, 422, "per_token"),
+    ],
+)
+async def test_bad_price_is_refused(
+    management: Management, changes: dict[str, Any], status: int, param: str
+) -> None:
+    model = await management.model()
+    body = {"model": model["name"], "provider": "openai-compatible", "input": 1, "output": 2, **changes}
+    before = management.value("select count(*) from gateway.prices")
+    assert_error(await management.admin("POST", "/admin/prices", body), status, param=param)
+    assert management.value("select count(*) from gateway.prices") == before
+
+
+@pytest.fixture
+def default_settings(management: Management) -> Iterator[None]:
+    """The module's database is shared: what a test changes of the settings it puts back."""
+    yield
+    assignments = ", ".join(f"{name} = default" for name in SETTINGS)
+    management.connection.execute(f"update gateway.settings set {assignments}".encode())
+
+
+@pytest.mark.usefixtures("default_settings")
+async def test_settings_change_as_named(management: Management) -> None:
+    assert await management.ok("GET", "/admin/settings") == SETTINGS
+    changes = {
+        "commission_percent": 7.25,
+        "billing_mode": "flat",
+        "flat_usd_per_1k_tokens": "0.0300000001",
+        "credit_value_usd": 0.001,
+        "default_max_output_tokens": 16,
+        "default_requests_per_minute": None,
+        "default_tokens_per_minute": 1000,
+        "expired_hold_policy": "charge",
+    }
+    expected = {**changes, "commission_percent": "7.25", "credit_value_usd": "0.001"}
+    assert await management.ok("PATCH", "/admin/settings", changes) == expected
+    assert await management.ok("PATCH", "/admin/settings", {}) == expected
+    assert await management.ok("GET", "/admin/settings") == expected
+    one = await management.ok("PATCH", "/admin/settings", {"commission_percent": "0"})
+    assert one == {**expected, "commission_percent": "0"}
+    actor = management.value(
+        "select actor from gateway.audit_log where entity = 'settings' order by id desc limit 1"
+    )
+    assert actor == f"key {management.admin_key[:9]}…"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("commission_percent", -1),
+        ("commission_percent", 1000.1),
+        ("commission_percent", "0.0000001"),
+        ("commission_percent", None),
+        ("billing_mode", "free"),
+        ("billing_mode", None),
+        ("flat_usd_per_1k_tokens", -0.01),
+        ("credit_value_usd", 0),
+        ("credit_value_usd", "0"),
+        ("default_max_output_tokens", 15),
+        ("default_max_output_tokens", 10_000_001),
+        ("default_max_output_tokens", 100.0),
+        ("default_requests_per_minute", 0),
+        ("default_tokens_per_minute", "10"),
+        ("expired_hold_policy", "keep"),
+        ("singleton", False),
+        ("comission_percent", 5),
+    ],
+)
+async def test_bad_setting_is_422_and_named(management: Management, name: str, value: Any) -> None:
+    body = {"default_max_output_tokens": 100, name: value}
+    assert_error(await management.admin("PATCH", "/admin/settings", body), 422, param=name)
+    assert await management.ok("GET", "/admin/settings") == SETTINGS
+
+
+async def test_ledger_check_proves_the_books_and_finds_a_false_balance(management: Management) -> None:
+    customer = management.customer("12.5")
+    told = await management.ok("GET", "/admin/ledger/check")
+    assert told["ok"] is True
+    assert told["mismatches"] == []
+    assert told["orphan_holds"] == 0
+    assert told["accounts"] == management.value("select count(*) from gateway.accounts")
+    with management.connection.transaction():
+        management.query("select set_config('gateway.engine', 'on', true)")
+        management.query(
+            "update gateway.accounts set balance_usd = 13 where customer_id = %s returning 1", customer.id
+        )
+    told = await management.ok("GET", "/admin/ledger/check")
+    assert told["ok"] is False
+    assert told["mismatches"] == [
+        {
+            "customer_id": customer.id,
+            "balance_usd": "13",
+            "ledger_usd": "12.5",
+            "held_usd": "0",
+            "requests_held_usd": "0",
+        }
+    ]
+    with management.connection.transaction():
+        management.query("select set_config('gateway.engine', 'on', true)")
+        management.query(
+            "update gateway.accounts set balance_usd = %s where customer_id = %s returning 1",
+            Decimal("12.5"),
+            customer.id,
+        )
