@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
 from gateway import json_text
 from gateway.auth import api_key, key_hash
 from gateway.database.client import DatabaseError
 from gateway.database.rpc import RateLimits, Refusal, Settlement
-from gateway.errors import GatewayError, NotFound, ProviderTimeout, Unprocessable
+from gateway.errors import GatewayError, InternalError, NotFound, ProviderTimeout, Unprocessable
 from gateway.http import (
     EventStreamResponse,
     JSONResponse,
@@ -32,11 +30,12 @@ from gateway.providers.wire import Chunk, Fault, ProviderError, StreamDone, Stre
 from gateway.schemas.chat import ChatCompletionRequest, GenerateRequest, LayersChatRequest
 from gateway.schemas.usage import TokenUsage
 from gateway.tokens import count_request, count_text, input_bound
-from gateway.upstream import Exchange, Upstream, broken_connection, read_answer
+from gateway.upstream import BROKEN, Exchange, Upstream, broken_connection, read_answer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
+    import httpx
     from starlette.requests import Request
     from starlette.responses import Response
 
@@ -57,6 +56,11 @@ _LAMBDA_MARGIN_SECONDS = 15.0
 """What of a function's time is left for the settlement."""
 _CLIENT_CLOSED_REQUEST = 499
 """The status under which a call that the client has left is logged (nginx's)."""
+_STOPPING = 503
+"""The status under which a call is logged that the server's stop has ended."""
+_END_SECONDS = 0.05
+"""How long a provider has to end its response after the end mark, so that its connection can be kept."""
+_MAX_STORED_CHARS = 200
 
 
 @dataclass(slots=True)
@@ -70,6 +74,8 @@ class _Call:
     """Both by the event loop's clock, in seconds."""
     first_token: float | None = None
     stream: ChatStream | None = None
+    usage: TokenUsage | None = None
+    """What it was settled on."""
     settlement: asyncio.Task[Settled | None] | None = field(default=None, repr=False)
 
 
@@ -80,6 +86,7 @@ class Chat:
         self._settings = process.settings
         self._database = process.database
         self._meter = process.meter
+        self._logger = process.logger
         self._upstream = Upstream(process.settings, process.providers_http, process.logger)
 
     async def complete(self, request: Request) -> Response:
@@ -104,10 +111,12 @@ class Chat:
         headers = rate_limit_headers(call.admission.rate_limits, call.admission.warnings)
         if asked.wants_stream:
             lifetime = call.deadline - call.started + STALLED_CLIENT_SECONDS
-            return EventStreamResponse(self._stream(call), headers=headers, lifetime=lifetime)
-        answer, settled = await self._answer(call)
+            return EventStreamResponse(
+                self._stream(call), headers=headers, lifetime=lifetime, logger=self._logger
+            )
+        answer, counted, settled = await self._answer(call)
         # Whoever reads `usage` is to find it, told by the provider or not.
-        usage = {} if answer.usage else {"usage": openai_usage(_usage(call, answer))}
+        usage = {} if answer.usage else {"usage": openai_usage(counted)}
         return JSONResponse(
             {**answer.body, **usage, "gateway_usage": _gateway_usage(call, settled)}, headers=headers
         )
@@ -128,11 +137,11 @@ class Chat:
             model_id=asked.model_id if by_id else None,
             max_output_tokens=asked.max_length,
         )
-        answer, settled = await self._answer(call)
+        answer, usage, settled = await self._answer(call)
         return JSONResponse(
             {
                 "response": _text(answer),
-                "tokens_used": _usage(call, answer).total,
+                "tokens_used": usage.total,
                 "cost": float(settled.charge_usd) if settled else None,
             },
             headers=rate_limit_headers(call.admission.rate_limits, call.admission.warnings),
@@ -153,8 +162,7 @@ class Chat:
             provider=_provider_name(asked.providerName),
             username=request.headers.get("user"),
         )
-        answer, _ = await self._answer(call)
-        usage = _usage(call, answer)
+        answer, usage, _ = await self._answer(call)
         return JSONResponse(
             {
                 "content": _text(answer),
@@ -204,7 +212,7 @@ class Chat:
         loop = asyncio.get_running_loop()
         started = loop.time()
         seconds = self._seconds(request)
-        admitted = await finish(
+        admitting = asyncio.ensure_future(
             self._meter.admit(
                 seconds=seconds,
                 key_hash=key_hash(key),
@@ -214,8 +222,20 @@ class Chat:
                 **admission,
             )
         )
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            admitted = await finish(admitting)
+        except asyncio.CancelledError as error:
+            if admitting.cancelled():
+                raise
+            cancelled, admitted = error, admitting.result()
         exchange = Exchange(admitted.candidates, body, stream=admission.get("streamed", False))
-        return _Call(admitted, exchange, started=started, deadline=started + seconds)
+        call = _Call(admitted, exchange, started=started, deadline=started + seconds)
+        if cancelled is not None:
+            # The server stopped while the database was asked: what it has held is given back.
+            await self._settle(call, "cancelled", status=_STOPPING)
+            raise cancelled
+        return call
 
     def _seconds(self, request: Request) -> float:
         """Return how long the call may take: the setting, or what is left of a Lambda function's time."""
@@ -227,40 +247,38 @@ class Chat:
 
     # A whole answer
 
-    async def _answer(self, call: _Call) -> tuple[Answer, Settled | None]:
-        """Call a provider and settle; to the end even if the client leaves, as the call is paid for."""
-        return await finish(self._answer_and_settle(call))
+    async def _answer(self, call: _Call) -> tuple[Answer, TokenUsage, Settled | None]:
+        """Call a provider and settle. A client that leaves does not end it: the call is paid for.
 
-    async def _answer_and_settle(self, call: _Call) -> tuple[Answer, Settled | None]:
-        error: GatewayError
+        Only a server that stops does: the client then has no answer, and pays for none.
+        """
         try:
             async with asyncio.timeout_at(call.deadline):
                 answer = await self._upstream.exchange(call.exchange, _whole_answer)
-        except ProviderError as failure:
-            error = failure.as_gateway_error()
-            error.__cause__ = failure
-        except GatewayError as refused:
-            error = refused
-        except TimeoutError:
-            error = _too_slow()
-        except BaseException:
-            await self._settle(call, "failed", status=500, error_code="internal_error")
+        except asyncio.CancelledError:
+            await self._settle(call, "failed", status=_STOPPING, error_code="gateway_stopped")
             raise
-        else:
-            usage = await asyncio.to_thread(_usage, call, answer) if answer.usage is None else answer.usage
-            settled = await self._settle(
-                call,
-                "succeeded",
-                status=200,
-                usage=usage,
-                usage_estimated=answer.usage is None,
-                finish_reason=next(iter(answer.finish_reasons), None),
-                provider_cost_usd=None if answer.reported_cost_usd is None else str(answer.reported_cost_usd),
-            )
-            return answer, settled
-        await self._settle(call, "failed", status=error.status, error_code=error.code)
-        error.headers.update(rate_limit_headers(call.admission.rate_limits, call.admission.warnings))
-        raise error
+        except Exception as failure:  # noqa: BLE001 - raised again as what the client is told
+            error = _client_error(failure, call)
+            await self._settle(call, "failed", status=error.status, error_code=error.code)
+            raise error from error.__cause__
+        return await finish(self._settle_answer(call, answer))
+
+    async def _settle_answer(self, call: _Call, answer: Answer) -> tuple[Answer, TokenUsage, Settled | None]:
+        cost = answer.reported_cost_usd
+        usage = answer.usage
+        if usage is None:
+            usage = await asyncio.to_thread(_estimate, call, answer.generated)
+        settled = await self._settle(
+            call,
+            "succeeded",
+            status=200,
+            usage=usage,
+            usage_estimated=answer.usage is None,
+            finish_reason=next(iter(answer.finish_reasons), None),
+            provider_cost_usd=None if cost is None else str(cost),
+        )
+        return answer, usage, settled
 
     # A stream
 
@@ -272,13 +290,12 @@ class Chat:
         events: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUED_EVENTS)
         reader = asyncio.create_task(self._read_stream(call, events), name="provider-stream")
         try:
-            async for event in _with_keep_alive(events, self._settings.keep_alive_seconds):
+            while (event := await _next_event(events, self._settings.keep_alive_seconds)) is not None:
                 yield event
             await self._end_stream(call, reader)
             settled = await self._settle_stream(call, "succeeded", status=200)
             if call.exchange.wants_usage and call.stream is not None:
-                usage = call.stream.usage or await self._estimate_stream(call)
-                yield call.stream.usage_chunk(usage, gateway_usage=_gateway_usage(call, settled)).sse
+                yield call.stream.usage_chunk(call.usage, gateway_usage=_gateway_usage(call, settled)).sse
             yield _DONE
         finally:
             reader.cancel()
@@ -303,28 +320,17 @@ class Chat:
 
     async def _end_stream(self, call: _Call, reader: asyncio.Task[None]) -> None:
         """Return if the provider ended the stream well; else settle what there was of it and raise."""
-        error: GatewayError
         try:
             await reader
-        except ProviderError as failure:
-            error = failure.as_gateway_error()
-            error.__cause__ = failure
-        except GatewayError as refused:
-            error = refused
-        except TimeoutError:
-            error = _too_slow()
-        except Exception:
-            outcome = "cut" if call.exchange.forwarded else "failed"
-            await self._settle_stream(call, outcome, status=500, error_code="internal_error")
-            raise
-        else:
-            return
-        if call.exchange.forwarded:
-            await self._settle_stream(call, "cut", status=200, error_code=error.code)
-        else:
-            await self._settle_stream(call, "failed", status=error.status, error_code=error.code)
-        error.headers.update(rate_limit_headers(call.admission.rate_limits, call.admission.warnings))
-        raise error
+        except Exception as failure:
+            error = _client_error(failure, call)
+            if call.exchange.forwarded:
+                await self._settle_stream(call, "cut", status=200, error_code=error.code)
+            else:
+                await self._settle_stream(call, "failed", status=error.status, error_code=error.code)
+            if isinstance(error, InternalError):
+                raise  # to be logged as what it is
+            raise error from error.__cause__
 
     async def _settle_stream(
         self, call: _Call, outcome: str, *, status: int, error_code: str | None = None
@@ -340,29 +346,33 @@ class Chat:
         self, call: _Call, outcome: str, status: int, error_code: str | None
     ) -> Settled | None:
         stream = call.stream
-        # A provider that has accepted the call is paid for what it was sent, even if it said nothing yet.
-        charged = stream is not None and call.exchange.candidate is not None and outcome != "failed"
-        usage = None
-        if charged and stream is not None:
-            usage = stream.usage or await self._estimate_stream(call)
-        cost = stream.reported_cost_usd if charged and stream is not None else None
+        told = stream.usage if stream is not None else None
+        cost = stream.reported_cost_usd if stream is not None else None
+        # A provider that has the call is paid for what it was sent, even if it said nothing yet.
+        charged = call.exchange.candidate is not None and outcome != "failed"
+        if charged:
+            generated = stream.generated if stream is not None else ()
+            call.usage = told or await asyncio.to_thread(_estimate, call, generated)
         return await self._settle(
             call,
             outcome,
             status=status,
-            usage=usage,
-            usage_estimated=usage is not None and stream is not None and stream.usage is None,
+            usage=call.usage,
+            usage_estimated=charged and told is None,
             error_code=error_code,
             finish_reason=next(iter(stream.finish_reasons), None) if stream is not None else None,
-            provider_cost_usd=None if cost is None else str(cost),
+            provider_cost_usd=str(cost) if charged and cost is not None else None,
         )
 
-    async def _estimate_stream(self, call: _Call) -> TokenUsage:
-        generated = call.stream.generated if call.stream is not None else ()
-        return await asyncio.to_thread(_estimate, call, generated)
-
     async def _settle(
-        self, call: _Call, outcome: str, *, usage: TokenUsage | None = None, **told: Any
+        self,
+        call: _Call,
+        outcome: str,
+        *,
+        usage: TokenUsage | None = None,
+        error_code: str | None = None,
+        finish_reason: str | None = None,
+        **told: Any,
     ) -> Settled | None:
         now = asyncio.get_running_loop().time()
         exchange = call.exchange
@@ -373,11 +383,13 @@ class Chat:
                 outcome=outcome,
                 route_id=exchange.candidate.route_id if exchange.candidate else None,
                 usage=None if usage is None else usage.as_dict(),
+                error_code=_storable(error_code),
+                finish_reason=_storable(finish_reason),
                 latency_ms=_milliseconds(now - call.started),
                 time_to_first_token_ms=(
                     None if call.first_token is None else _milliseconds(call.first_token - call.started)
                 ),
-                provider_request_id=exchange.provider_request_id,
+                provider_request_id=_storable(exchange.provider_request_id),
                 failed_routes=tuple(exchange.failed_routes),
                 **told,
             )
@@ -393,13 +405,15 @@ async def _relay(
 ) -> None:
     """Put a provider's chunks into the queue. Raises ProviderError where the stream is not whole."""
     stream = call.stream = provider_call.provider.wire.open_stream(provider_call)
+    arriving = response.aiter_bytes()
     try:
-        async for data in response.aiter_bytes():
+        async for data in arriving:
             if await _forward(call, stream.feed(data), events):
+                await _read_out(arriving)
                 return
         if await _forward(call, stream.close(), events):
             return
-    except httpx.TransportError as error:
+    except BROKEN as error:
         if not stream.complete:
             raise broken_connection(provider_call, error) from error
     if not stream.complete:
@@ -424,20 +438,21 @@ async def _forward(call: _Call, arrived: Sequence[StreamEvent], events: asyncio.
     return any(isinstance(event, StreamDone) for event in arrived)
 
 
-async def _with_keep_alive(
-    events: asyncio.Queue[bytes | None], seconds: float
-) -> AsyncGenerator[bytes, None]:
-    """Yield what comes through the queue until its end, and a comment after so many seconds of silence."""
-    while True:
-        try:
-            async with asyncio.timeout(seconds):
-                event = await events.get()
-        except TimeoutError:
-            yield _KEEP_ALIVE
-            continue
-        if event is None:
-            return
-        yield event
+async def _read_out(arriving: AsyncIterator[bytes]) -> None:
+    """Read what follows the end mark: a connection whose response was left unread can't be used again."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            async for _ in arriving:
+                pass
+
+
+async def _next_event(events: asyncio.Queue[bytes | None], seconds: float) -> bytes | None:
+    """Return the next event, None at the end, or a comment after so many seconds of silence."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await events.get()
+    except TimeoutError:
+        return _KEEP_ALIVE
 
 
 def _provider_name(name: str) -> str:
@@ -468,10 +483,6 @@ def _idempotency(request: Request, raw: bytes) -> dict[str, str]:
         )
     digest = hashlib.sha256(request.url.path.encode() + b"\0" + raw).hexdigest()
     return {"idempotency_key": given, "body_hash": digest}
-
-
-def _usage(call: _Call, answer: Answer) -> TokenUsage:
-    return answer.usage or _estimate(call, answer.generated)
 
 
 def _estimate(call: _Call, generated: Sequence[str]) -> TokenUsage:
@@ -522,8 +533,29 @@ def _model(model: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _too_slow() -> ProviderTimeout:
-    return ProviderTimeout("The provider took longer than a request may.")
+def _client_error(failure: Exception, call: _Call) -> GatewayError:
+    """Return what the client is told of a call that failed, whatever it failed of."""
+    if isinstance(failure, GatewayError):
+        error = failure
+    else:
+        if isinstance(failure, ProviderError):
+            error = failure.as_gateway_error()
+        elif isinstance(failure, TimeoutError):
+            error = ProviderTimeout("The provider took longer than a request may.")
+        else:
+            error = InternalError(detail=f"unforeseen: {type(failure).__name__}")
+        error.__cause__ = failure
+    error.headers.update(rate_limit_headers(call.admission.rate_limits, call.admission.warnings))
+    return error
+
+
+def _storable(text: str | None) -> str | None:
+    """Return a provider's word without what the database can't hold: a settlement must not fail for it."""
+    if text is None:
+        return None
+    return "".join(
+        char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text[:_MAX_STORED_CHARS]
+    )
 
 
 def _milliseconds(seconds: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ _SETTLE_TRIES = 4
 _SETTLE_PAUSE_SECONDS = 0.1
 _SETTLE_SECONDS = 8.0
 """How long a client waits for a database that is away, before its answer goes out as pending."""
+_DRAIN_SECONDS = _SETTLE_SECONDS + 2
 
 
 class Meter:
@@ -45,16 +47,33 @@ class Meter:
         self._database = database
         self._spool = spool
         self._logger = logger
+        self._open: set[str] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
-    async def admit(self, *, seconds: float, models: Sequence[str], **request: Any) -> Admission:
+    async def admit(
+        self, *, request_id: str, seconds: float, models: Sequence[str], **request: Any
+    ) -> Admission:
         """Return the admission of a request that may run for `seconds`; see Database.admit_request.
 
         Raises the contract's error for a refusal, and Unavailable (503) where the database is away.
         """
+        self._open.add(request_id)
+        self._idle.clear()
         try:
-            answer = await self._database.admit_request(
-                lease_seconds=int(seconds) + LEASE_MARGIN_SECONDS, models=models, **request
+            return await self._admit(
+                request_id=request_id,
+                lease_seconds=int(seconds) + LEASE_MARGIN_SECONDS,
+                models=models,
+                **request,
             )
+        except BaseException:
+            self._close(request_id)
+            raise
+
+    async def _admit(self, **request: Any) -> Admission:
+        try:
+            answer = await self._database.admit_request(**request)
         except DatabaseError as error:
             raise database_failed(error) from error
         if isinstance(answer, Refusal):
@@ -66,15 +85,35 @@ class Meter:
         return answer
 
     async def settle(self, settlement: Settlement) -> Settled | None:
-        """Settle; or keep the settlement for a replay and return None. Never raises: the answer is given."""
+        """Settle; or keep the settlement for a replay and return None, as the answer is given either way.
+
+        Raises nothing but CancelledError, and that when the settlement is safe.
+        """
         document = settlement.as_json()
         try:
             async with asyncio.timeout(_SETTLE_SECONDS):
                 return await self._settle(document)
-        except TimeoutError:
-            cause: Exception | None = None
-        except DatabaseError as error:
-            cause = error
+        except asyncio.CancelledError as stopped:
+            await self._keep(document, stopped)
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the settlement must not be lost with it
+            await self._keep(document, error)
+            return None
+        finally:
+            self._close(settlement.request_id)
+
+    async def drain(self, seconds: float = _DRAIN_SECONDS) -> None:
+        """Wait, at most so long, until no request is between admission and settlement: the process stops."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+
+    def _close(self, request_id: str) -> None:
+        self._open.discard(request_id)
+        if not self._open:
+            self._idle.set()
+
+    async def _keep(self, document: dict[str, Any], cause: BaseException) -> None:
         # The log has the whole of it, should the disk fail too.
         self._logger.error(
             "A settlement could not be made and is kept for a replay.",
@@ -85,7 +124,6 @@ class Meter:
             await self._spool.keep(document)
         except OSError as error:
             self._logger.critical("A settlement could not be kept.", exc_info=error)
-        return None
 
     async def _settle(self, document: dict[str, Any]) -> Settled | None:
         for attempt in range(_SETTLE_TRIES):

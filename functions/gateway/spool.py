@@ -45,6 +45,9 @@ class FileSpool:
                 settlement = json.loads(await asyncio.to_thread(path.read_bytes))
             except FileNotFoundError:
                 continue  # another process was faster
+            except (OSError, ValueError):
+                self._logger.exception("A kept settlement can't be read.", extra={"file": path.name})
+                continue
             try:
                 settled = await database.settle_request(settlement)
             except DatabaseAwayError:
@@ -75,3 +78,9 @@ class FileSpool:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        # The new name is on the disk when its directory is.
+        directory = os.open(self._directory, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

@@ -7,6 +7,7 @@ have done the work, and another would do it again.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,8 +30,13 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Use = Callable[[ProviderCall, httpx.Response], Awaitable[Result]]
 
+BROKEN = (httpx.TransportError, httpx.DecodingError)
+"""What reading a response raises where it breaks off."""
+
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
+_ERROR_SECONDS = 5.0
+"""How long the text of an error is waited for: its status says enough to go on with."""
 _REQUEST_ID_HEADERS = ("x-request-id", "request-id", "x-generation-id")
 
 
@@ -43,7 +49,7 @@ class Exchange:
     stream: bool = False
     wants_usage: bool = False
     candidate: Candidate | None = None
-    """The route whose provider accepted the call; None while none has."""
+    """The route whose provider has the call, and may bill it; None while none has."""
     provider_request_id: str | None = None
     forwarded: bool = False
     """Whether the client has been given any of the answer: no other route can follow."""
@@ -69,9 +75,8 @@ class Upstream:
         for position, candidate in enumerate(exchange.candidates):
             try:
                 call = self._prepare(exchange, candidate)
-                response = await self._send(call)
+                response = await self._send(exchange, candidate, call)
                 try:
-                    exchange.candidate = candidate
                     exchange.provider_request_id = _provider_request_id(response)
                     return await use(call, response)
                 finally:
@@ -128,14 +133,24 @@ class Upstream:
             site_name=self._settings.openrouter_site_name,
         )
 
-    async def _send(self, call: ProviderCall) -> httpx.Response:
+    async def _send(self, exchange: Exchange, candidate: Candidate, call: ProviderCall) -> httpx.Response:
         """Send the call and return the response of status 2xx, its body unread. The caller closes it.
 
         Raises ProviderError, and GatewayError where the wire can't say what the client said.
         """
+
+        async def trace(event: str, _details: object) -> None:
+            # From here on the provider works: a client that leaves before the first byte has used it.
+            if event.endswith(".send_request_body.complete"):
+                exchange.candidate = candidate
+
         upstream = call.provider.wire.build_request(call)
         request = self._http.build_request(
-            upstream.method, upstream.url, headers=upstream.headers, content=upstream.content
+            upstream.method,
+            upstream.url,
+            headers=upstream.headers,
+            content=upstream.content,
+            extensions={"trace": trace},
         )
         try:
             response = await self._http.send(request, stream=True)
@@ -149,11 +164,14 @@ class Upstream:
         except httpx.TransportError as error:
             raise broken_connection(call, error) from error
         if response.is_success:
+            exchange.candidate = candidate
             return response
+        exchange.candidate = None
         try:
-            content = await read_bounded(response, _MAX_ERROR_BYTES)
-        except httpx.TransportError:
-            content = b""  # the status says enough
+            async with asyncio.timeout(_ERROR_SECONDS):
+                content = await read_bounded(response, _MAX_ERROR_BYTES)
+        except (*BROKEN, TimeoutError):
+            content = b""
         finally:
             await response.aclose()
         raise call.provider.wire.parse_error(call, response.status_code, response.headers, content)
@@ -163,7 +181,7 @@ async def read_answer(call: ProviderCall, response: httpx.Response) -> bytes:
     """Return the whole body of an answer. Raises ProviderError where it breaks off or is too large."""
     try:
         content = await read_bounded(response, _MAX_ANSWER_BYTES + 1)
-    except httpx.TransportError as error:
+    except BROKEN as error:
         raise broken_connection(call, error) from error
     if len(content) > _MAX_ANSWER_BYTES:
         raise ProviderError(
@@ -176,7 +194,7 @@ async def read_answer(call: ProviderCall, response: httpx.Response) -> bytes:
 
 
 async def read_bounded(response: httpx.Response, limit: int) -> bytes:
-    """Return the body, at most `limit` bytes of it. Raises httpx.TransportError."""
+    """Return the body, at most `limit` bytes of it. Raises httpx.TransportError and httpx.DecodingError."""
     content = bytearray()
     async for part in response.aiter_bytes():
         content += part
@@ -185,7 +203,7 @@ async def read_bounded(response: httpx.Response, limit: int) -> bytes:
     return bytes(content[:limit])
 
 
-def broken_connection(call: ProviderCall, error: httpx.TransportError) -> ProviderError:
+def broken_connection(call: ProviderCall, error: httpx.RequestError) -> ProviderError:
     """Return the failure of a connection that broke after the request was sent."""
     return ProviderError(
         call.provider.name,

@@ -52,7 +52,8 @@ class Process:
         )
 
     async def aclose(self) -> None:
-        """Close the clients."""
+        """Wait for what is still being settled, and close the clients."""
+        await self.meter.drain()
         await self.providers_http.aclose()
         await self.database_http.aclose()
 
