@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -18,6 +17,8 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
     from tests.fixtures.database import Connection, Database
 
 JSONObject = dict[str, Any]
@@ -29,6 +30,10 @@ PRICES = {"input": "2", "output": "8"}
 MARKUP = Decimal("1.05")
 
 BOOKS = ("accounts", "ledger_entries", "limit_counters", "idempotency_keys", "usage_rollups")
+
+
+def usd(amount: str | int) -> Decimal:
+    return Decimal(amount)
 
 
 def digest(text: str) -> str:
@@ -213,7 +218,8 @@ class Engine:
         """Let the lease of a hold run out: its function was killed some time ago."""
         with self.by_engine():
             changed = self.run(
-                "update gateway.requests set lease_until = clock_timestamp() - interval '1 second' where id = %s",
+                "update gateway.requests set lease_until = clock_timestamp() - interval '1 second'"
+                " where id = %s",
                 admission["request_id"],
             )
         assert changed == 1
@@ -237,7 +243,7 @@ class Engine:
 
     # What came of it
 
-    def account(self, customer_id: int) -> tuple[Decimal, Decimal]:
+    def account(self, customer_id: int) -> tuple[Decimal | int, Decimal | int]:
         """(balance, held) in USD."""
         row = self.query(
             "select balance_usd, held_usd from gateway.accounts where customer_id = %s", customer_id
@@ -254,13 +260,16 @@ class Engine:
     def request(self, request_id: str) -> JSONObject:
         found: JSONObject = self.value(
             "select to_jsonb(r) || jsonb_build_object('charge', r.charge_usd::text, 'cost', r.cost_usd::text,"
-            " 'hold', r.hold_usd::text, 'uncollected', r.uncollected_usd::text, 'collected', r.collected_usd::text)"
+            " 'hold', r.hold_usd::text, 'uncollected', r.uncollected_usd::text, 'collected',"
+            " r.collected_usd::text)"
             " from gateway.requests as r where id = %s",
             request_id,
         )
         return found
 
-    def counter(self, subject: str, subject_id: int, per: str, model_id: int = 0) -> tuple[int, int, Decimal]:
+    def counter(
+        self, subject: str, subject_id: int, per: str, model_id: int = 0
+    ) -> tuple[int, int, Decimal | int]:
         """(requests, tokens, USD) of a counter."""
         row = self.query(
             "select requests, tokens, spend_usd from gateway.limit_counters"
@@ -284,7 +293,8 @@ class Engine:
         found["limit_counters"] = [
             row[0]
             for row in self.query(
-                "select r::text from gateway.limit_counters as r where (requests, tokens, spend_usd) <> (0, 0, 0)"
+                "select r::text from gateway.limit_counters as r where (requests, tokens, spend_usd)"
+                " <> (0, 0, 0)"
                 " order by r::text"
             )
         ]
@@ -321,7 +331,7 @@ def race(
 
 @contextlib.contextmanager
 def watched(database: Database) -> Iterator[list[Decimal]]:
-    """Watch balance - held of every account from a connection of its own; the least that was seen of each look."""
+    """Watch balance - held of every account from a connection of its own: the least of each look."""
     seen: list[Decimal] = []
     done = Event()
 

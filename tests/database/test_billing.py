@@ -5,15 +5,16 @@ Every expected figure is worked out here by hand, in Decimal, from the contract'
 
 from __future__ import annotations
 
-from decimal import Decimal as D
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
-from tests.database.engine import PROVIDER
+from tests.database.engine import PROVIDER, usd
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from tests.database.engine import Customer, Engine
 
 FULL = {
@@ -28,7 +29,7 @@ FULL = {
 }
 
 
-def charged(engine: Engine, prices: dict[str, str], usage: dict[str, int]) -> tuple[D, D]:
+def charged(engine: Engine, prices: dict[str, str], usage: dict[str, int]) -> tuple[Decimal, Decimal]:
     """(cost, charge) of one call of a model with these prices."""
     customer = engine.customer()
     name = f"priced-{customer.id}"
@@ -39,9 +40,9 @@ def charged(engine: Engine, prices: dict[str, str], usage: dict[str, int]) -> tu
     )
     told = engine.settle(admission, usage=usage)
     engine.assert_books_agree()
-    assert D(told["uncollected_usd"]) == 0
-    assert engine.account(customer.id) == (10 - D(told["charge_usd"]), 0)
-    return D(told["cost_usd"]), D(told["charge_usd"])
+    assert usd(told["uncollected_usd"]) == 0
+    assert engine.account(customer.id) == (10 - usd(told["charge_usd"]), 0)
+    return usd(told["cost_usd"]), usd(told["charge_usd"])
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,8 @@ def charged(engine: Engine, prices: dict[str, str], usage: dict[str, int]) -> tu
         (FULL, {"output": 1000}, "0.015", "0.01575"),
         (FULL, {"audio_output": 1000}, "0.02", "0.021"),
         (FULL, {"image_output": 1000}, "0.04", "0.042"),
-        # all at once: 1x3 + 2x0.3 + 3x3.75 + 4x10 + 5x5 + 6x15 + 7x20 + 8x40 = 629.85 millionths; x 1.05 = 661.3425
+        # all at once: 1x3 + 2x0.3 + 3x3.75 + 4x10 + 5x5 + 6x15 + 7x20 + 8x40 = 629.85 millionths; x 1.05
+        # = 661.3425
         (
             FULL,
             {
@@ -123,17 +125,19 @@ def test_charge_is_the_cost_of_each_class_with_the_commission(
     cost: str,
     charge: str,
 ) -> None:
-    assert charged(shared_engine, prices, usage) == (D(cost), D(charge))
+    assert charged(shared_engine, prices, usage) == (usd(cost), usd(charge))
 
 
 @pytest.mark.parametrize(
     ("prices", "usage", "cost", "charge"),
     [
-        # 1 x 0.0001 millionths = 1e-10 exactly: the cost is no more; the charge 1.05e-10 goes up to 2e-10 (half-up: 1e-10)
+        # 1 x 0.0001 millionths = 1e-10 exactly: the cost is no more; the charge 1.05e-10 goes up to
+        # 2e-10 (half-up: 1e-10)
         ({"input": "0.0001", "output": "0"}, {"input": 1}, "0.0000000001", "0.0000000002"),
         # 1e-16 goes up to the least amount that there is, twice by itself, never compounded
         ({"input": "0.0000000001", "output": "0"}, {"input": 1}, "0.0000000001", "0.0000000001"),
-        # 0.00012 millionths = 1.2e-10 → cost 2e-10; charge 1.26e-10 → 2e-10, though 2e-10 x 1.05 would give 3e-10
+        # 0.00012 millionths = 1.2e-10 → cost 2e-10; charge 1.26e-10 → 2e-10, though 2e-10 x 1.05 would
+        # give 3e-10
         ({"input": "0.00012", "output": "0"}, {"input": 1}, "0.0000000002", "0.0000000002"),
         # three classes of 0.4e-10 each are 1.2e-10, not three times 1e-10
         (
@@ -153,7 +157,7 @@ def test_cost_and_charge_are_each_rounded_once_and_up_at_the_tenth_decimal(
     cost: str,
     charge: str,
 ) -> None:
-    assert charged(shared_engine, prices, usage) == (D(cost), D(charge))
+    assert charged(shared_engine, prices, usage) == (usd(cost), usd(charge))
 
 
 @pytest.mark.parametrize(
@@ -174,14 +178,14 @@ def test_flat_mode_charges_tokens_of_every_class_alike(
     shared_engine: Engine, flat: str, usage: dict[str, int], cost: str, charge: str
 ) -> None:
     shared_engine.settings(billing_mode="flat", flat_usd_per_1k_tokens=flat)
-    assert charged(shared_engine, FULL, usage) == (D(cost), D(charge))
+    assert charged(shared_engine, FULL, usage) == (usd(cost), usd(charge))
 
 
 def test_flat_mode_marks_up_what_is_not_a_token(shared_engine: Engine) -> None:
     shared_engine.settings(billing_mode="flat")
     prices = {"input": "3", "output": "15", "per_request": "0.01", "per_image": "0.04"}
     # cost 10 x 3 millionths + 0.01 + 0.04; charge 10 x 0.00002 + 0.05 x 1.05
-    assert charged(shared_engine, prices, {"input": 10, "images": 1}) == (D("0.05003"), D("0.0527"))
+    assert charged(shared_engine, prices, {"input": 10, "images": 1}) == (usd("0.05003"), usd("0.0527"))
 
 
 @pytest.mark.parametrize(
@@ -192,8 +196,8 @@ def test_commission_is_the_settings_percentage(shared_engine: Engine, percent: s
     # 95 millionths x 1.12345678 = 106.7283941 millionths, up
     shared_engine.settings(commission_percent=percent)
     assert charged(shared_engine, {"input": "2.5", "output": "10"}, {"input": 10, "output": 7}) == (
-        D("0.000095"),
-        D(charge),
+        usd("0.000095"),
+        usd(charge),
     )
 
 
@@ -205,7 +209,7 @@ def test_settings_changed_in_mid_flight_do_not_touch_admitted_requests(
     # (100 x 2 + 50 x 8) millionths = 0.0006; x 1.05
     assert engine.settle(admission)["charge_usd"] == "0.00063"
     later = engine.admitted(customer.key_hash)
-    assert D(engine.settle(later)["charge_usd"]) == D("0.15")
+    assert usd(engine.settle(later)["charge_usd"]) == usd("0.15")
 
 
 def test_a_price_changed_in_mid_flight_does_not_touch_admitted_requests(
@@ -295,7 +299,7 @@ def test_a_failed_request_is_not_charged(engine: Engine, customer: Customer) -> 
     admission = engine.admitted(customer.key_hash)
     told = engine.fail(admission, failed_routes=[{"service_id": 1, "status": 502}])
     assert (told["charge_usd"], told["tokens_charged"]) == ("0", 0)
-    assert engine.ledger(customer.id) == [("credit", D(10))]
+    assert engine.ledger(customer.id) == [("credit", usd(10))]
     assert engine.dump()["accounts"] == before["accounts"]
     assert engine.dump()["ledger_entries"] == before["ledger_entries"]
 
@@ -311,9 +315,9 @@ def test_a_settlement_tells_what_was_charged(engine: Engine, customer: Customer)
         "cost_usd": "0.0006",
         "charge_usd": "0.00063",
         "uncollected_usd": "0",
-        "credits_charged": D("31.5"),
+        "credits_charged": usd("31.5"),
         "balance_after_usd": "9.99937",
-        "credits_after": D("499968.5"),
+        "credits_after": usd("499968.5"),
     }
 
 
@@ -327,7 +331,7 @@ def test_usage_beyond_the_bound_is_collected_as_far_as_money_goes(engine: Engine
         "0.0761",
         "0",
     )
-    assert engine.ledger(customer.id) == [("credit", D("0.01")), ("charge", D("-0.01"))]
+    assert engine.ledger(customer.id) == [("credit", usd("0.01")), ("charge", usd("-0.01"))]
     engine.assert_books_agree()
 
 
@@ -336,8 +340,8 @@ def test_usage_beyond_the_bound_leaves_the_holds_of_others_alone(engine: Engine)
     first = engine.admitted(customer.key_hash)  # holds 0.0063
     second = engine.admitted(customer.key_hash, p_max_output_tokens=100)  # 0.00294
     told = engine.settle(first, usage={"input": 1000, "output": 10_000})
-    assert told["uncollected_usd"] == str(D("0.0861") - (D("0.01") - D("0.00294")))
-    assert engine.account(customer.id) == (D("0.00294"), D("0.00294"))
+    assert told["uncollected_usd"] == str(usd("0.0861") - (usd("0.01") - usd("0.00294")))
+    assert engine.account(customer.id) == (usd("0.00294"), usd("0.00294"))
     assert engine.settle(second, usage={"input": 1000, "output": 100})["uncollected_usd"] == "0"
     assert engine.account(customer.id) == (0, 0)
     engine.assert_books_agree()
@@ -393,5 +397,5 @@ def test_rollups_add_up_to_the_requests(engine: Engine, customer: Customer) -> N
         " sum(total_tokens)::int, sum(charge_usd) from gateway.usage_rollups"
     ) == [
         # 10x2 + 5x8 = 60 and 6x2 = 12 millionths, x 1.05 each
-        (3, 1, 11, 2, 3, 5, 3, 21, D("0.0000756"))
+        (3, 1, 11, 2, 3, 5, 3, 21, usd("0.0000756"))
     ]

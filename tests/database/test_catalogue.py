@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal as D
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -11,7 +10,7 @@ import pytest
 from infra.local.database import create_database, create_roles, migrate
 from infra.local.postgres import EmbeddedPostgres
 from tests.database.conftest import OWNER, OWNER_PASSWORD, create_owner
-from tests.database.engine import Engine
+from tests.database.engine import Engine, usd
 from tests.fixtures.database import AUTHENTICATOR_PASSWORD, SETTINGS, Database
 
 if TYPE_CHECKING:
@@ -32,7 +31,8 @@ def test_every_table_and_column_says_what_it_is(module_engine: Engine) -> None:
     )
     assert (
         module_engine.value(
-            "select count(*) from pg_description as d join pg_class as c on c.oid = d.objoid and d.objsubid > 0"
+            "select count(*) from pg_description as d join pg_class as c on c.oid = d.objoid and"
+            " d.objsubid > 0"
             " where c.relnamespace = 'gateway'::regnamespace"
         )
         > 100
@@ -43,7 +43,8 @@ def test_every_function_says_what_it_does(module_engine: Engine) -> None:
     assert (
         module_engine.query(
             "select p.oid::regprocedure::text from pg_proc as p"
-            " where p.pronamespace in ('gateway'::regnamespace, 'api'::regnamespace) and obj_description(p.oid, 'pg_proc') is null"
+            " where p.pronamespace in ('gateway'::regnamespace, 'api'::regnamespace) and"
+            " obj_description(p.oid, 'pg_proc') is null"
         )
         == []
     )
@@ -62,7 +63,8 @@ def test_every_foreign_key_has_an_index(module_engine: Engine) -> None:
     )
     assert (
         module_engine.value(
-            "select count(*) from pg_constraint where contype = 'f' and connamespace = 'gateway'::regnamespace"
+            "select count(*) from pg_constraint where contype = 'f' and connamespace ="
+            " 'gateway'::regnamespace"
         )
         > 8
     )
@@ -71,7 +73,8 @@ def test_every_foreign_key_has_an_index(module_engine: Engine) -> None:
 def test_money_is_exact_everywhere(module_engine: Engine) -> None:
     rows = module_engine.query(
         "select table_name, column_name, data_type, numeric_scale from information_schema.columns"
-        " where table_schema = 'gateway' and (column_name like '%usd%' or data_type in ('real', 'double precision', 'money'))"
+        " where table_schema = 'gateway' and (column_name like '%usd%' or data_type in ('real',"
+        " 'double precision', 'money'))"
     )
     assert len(rows) > 15
     assert [row for row in rows if row[2:] != ("numeric", 10)] == []
@@ -127,4 +130,4 @@ def test_an_owner_who_is_no_superuser_applies_the_migrations_and_the_engine_runs
             assert engine.call("create_request_partitions", p_months=5) != []
             assert engine.call("check_ledger")["ok"] is True
             told = engine.call("read_balance", p_customer_id=customer.id)
-            assert D(told["balance_usd"]) == 10 - 2 * D("0.00063")
+            assert usd(told["balance_usd"]) == 10 - 2 * usd("0.00063")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from decimal import Decimal as D
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tests.database.engine import digest
+from tests.database.engine import digest, usd
 
 if TYPE_CHECKING:
-    from tests.database.engine import Customer, Engine
+    from tests.database.engine import Customer, Engine, JSONObject
 
 NOTHING = {"expired": 0, "charged_usd": "0", "released_usd": "0"}
 
@@ -26,7 +25,7 @@ def test_an_expired_hold_is_released(engine: Engine, customer: Customer) -> None
     assert engine.check()["orphan_holds"] == 1
     assert engine.call("expire_holds") == {"expired": 1, "charged_usd": "0", "released_usd": "0.0063"}
     assert engine.account(customer.id) == (10, 0)
-    assert engine.ledger(customer.id) == [("credit", D(10))]
+    assert engine.ledger(customer.id) == [("credit", usd(10))]
     request = engine.request(admission["request_id"])
     assert (request["state"], request["error_code"]) == ("expired", "hold_expired")
     assert engine.call("expire_holds") == NOTHING
@@ -39,14 +38,14 @@ def test_an_expired_hold_is_charged_where_the_policy_says_so(engine: Engine, cus
     admission = engine.admitted(customer.key_hash)
     engine.lapse(admission)
     assert engine.call("expire_holds") == {"expired": 1, "charged_usd": "0.0063", "released_usd": "0"}
-    assert engine.account(customer.id) == (D("9.9937"), 0)
-    assert engine.ledger(customer.id)[1:] == [("charge", D("-0.0063"))]
+    assert engine.account(customer.id) == (usd("9.9937"), 0)
+    assert engine.ledger(customer.id)[1:] == [("charge", usd("-0.0063"))]
     engine.assert_books_agree()
     # settled late, the difference comes back
     told = engine.settle(admission)
     assert (told["charge_usd"], told["uncollected_usd"]) == ("0.00063", "0")
-    assert engine.ledger(customer.id)[2:] == [("late_settlement", D("0.00567"))]
-    assert engine.account(customer.id) == (D("9.99937"), 0)
+    assert engine.ledger(customer.id)[2:] == [("late_settlement", usd("0.00567"))]
+    assert engine.account(customer.id) == (usd("9.99937"), 0)
     engine.assert_books_agree()
 
 
@@ -60,7 +59,7 @@ def test_a_late_settlement_charges_once(engine: Engine, customer: Customer) -> N
     again = engine.settle(admission, usage={"input": 1000, "output": 500})
     assert again == {**told, "already": True}
     assert engine.dump() == before
-    assert engine.ledger(customer.id)[1:] == [("late_settlement", D("-0.00063"))]
+    assert engine.ledger(customer.id)[1:] == [("late_settlement", usd("-0.00063"))]
     assert engine.call("expire_holds") == NOTHING
     engine.assert_books_agree()
 
@@ -73,7 +72,7 @@ def test_a_late_settlement_takes_no_more_than_is_free(engine: Engine) -> None:
     second = engine.admitted(customer.key_hash)  # holds all of it
     told = engine.settle(admission)
     assert (told["charge_usd"], told["uncollected_usd"]) == ("0.00063", "0.00063")
-    assert engine.account(customer.id) == (D("0.0063"), D("0.0063"))
+    assert engine.account(customer.id) == (usd("0.0063"), usd("0.0063"))
     assert engine.settle(second)["uncollected_usd"] == "0"
     engine.assert_books_agree()
 
@@ -103,13 +102,14 @@ def test_counters_and_rollups_come_out_the_same_late_or_in_time(engine: Engine) 
             assert engine.counter("customer", customer.id, "month") == (1, 0, 0)
         engine.settle(admission)
         rollup = engine.query(
-            "select service_id, requests, errors, total_tokens, cost_usd, charge_usd from gateway.usage_rollups"
+            "select service_id, requests, errors, total_tokens, cost_usd, charge_usd from"
+            " gateway.usage_rollups"
             " where customer_id = %s and requests + errors <> 0",
             customer.id,
         )
         found.append((engine.counter("customer", customer.id, "month"), rollup))
     assert found[0] == found[1]
-    assert found[0][0] == (1, 150, D("0.00063"))
+    assert found[0][0] == (1, 150, usd("0.00063"))
     assert len(found[0][1]) == 1
     # and no row of the rollup counts less than nothing
     assert (
@@ -166,7 +166,7 @@ def test_the_oldest_leases_end_first_and_no_more_than_asked(engine: Engine, cust
     assert engine.account(customer.id) == (10, 0)
 
 
-def keyed(engine: Engine, customer: Customer, **parameters: object) -> dict[str, object]:
+def keyed(engine: Engine, customer: Customer, **parameters: Any) -> JSONObject:
     return engine.admit(
         customer.key_hash, p_idempotency_key="order 7", p_body_hash=digest("body"), **parameters
     )
@@ -184,7 +184,7 @@ def test_nobody_pays_twice_for_a_key_that_was_used_again_after_the_expiry(
     told = engine.settle(first)
     assert (told["charge_usd"], told["uncollected_usd"]) == ("0.00063", "0.00063")
     engine.settle(second)
-    assert engine.ledger(customer.id)[1:] == [("charge", D("-0.00063"))]
+    assert engine.ledger(customer.id)[1:] == [("charge", usd("-0.00063"))]
     assert keyed(engine, customer)["refusal"] == "idempotency_reused"
     engine.assert_books_agree()
 

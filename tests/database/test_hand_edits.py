@@ -5,18 +5,19 @@ Tried as the superuser of the local stack and as an owner who is none, which Sup
 
 from __future__ import annotations
 
-from decimal import Decimal as D
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
-from tests.database.engine import Engine, digest
+from tests.database.conftest import empty
+from tests.database.engine import Engine, digest, usd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    from infra.local.postgres import EmbeddedPostgres
     from tests.fixtures.database import Database
 
 REFUSED = (psycopg.errors.RestrictViolation, psycopg.errors.InsufficientPrivilege)
@@ -25,12 +26,19 @@ REFUSED = (psycopg.errors.RestrictViolation, psycopg.errors.InsufficientPrivileg
 OPERATORS = {"superuser": "new_database", "owner": "new_owned_database"}
 
 
-@pytest.fixture(params=OPERATORS)
-def studio(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """The engine with one settled and one running request, on the connection of an operator."""
+@pytest.fixture(scope="module", params=OPERATORS)
+def operated_database(request: pytest.FixtureRequest) -> Iterator[Database]:
     make: Callable[[], AbstractContextManager[Database]] = request.getfixturevalue(OPERATORS[request.param])
-    with make() as database, database.connect() as connection:
-        yield furnished(Engine(database, connection))
+    with make() as database:
+        yield database
+
+
+@pytest.fixture
+def studio(operated_database: Database, postgres: EmbeddedPostgres) -> Iterator[Engine]:
+    """The engine with one settled and one running request, on the connection of an operator."""
+    empty(postgres.url(operated_database.name))
+    with operated_database.connect() as connection:
+        yield furnished(Engine(operated_database, connection))
 
 
 @pytest.fixture(scope="module", params=OPERATORS)
@@ -57,8 +65,10 @@ def furnished(engine: Engine) -> Engine:
         "update gateway.accounts set held_usd = 0",
         "delete from gateway.accounts",
         "truncate gateway.accounts cascade",
-        "insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, actor)"
-        " values (1, 'credit', 1, 1, 'me')",
+        (
+            "insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, actor)"
+            " values (1, 'credit', 1, 1, 'me')"
+        ),
         "update gateway.ledger_entries set amount_usd = 1",
         "delete from gateway.ledger_entries",
         "truncate gateway.ledger_entries",
@@ -178,10 +188,11 @@ def test_a_price_edit_makes_a_new_version(studio: Engine) -> None:
 def test_a_price_edit_never_reaches_into_the_past(studio: Engine) -> None:
     studio.run("update gateway.prices set input = 20, effective_from = '2020-01-01'")
     rows = studio.query("select input, effective_from < now() - interval '1 minute' from gateway.prices")
-    assert rows == [(D(2), False), (D(20), False)]
+    assert rows == [(usd(2), False), (usd(20), False)]
     # nor does that of a price that is yet to come
     studio.run(
-        "insert into gateway.prices (offer_id, effective_from, input, output) values (1, now() + interval '1 day', 5, 5)"
+        "insert into gateway.prices (offer_id, effective_from, input, output) values (1, now() +"
+        " interval '1 day', 5, 5)"
     )
     studio.run("update gateway.prices set effective_from = '2020-01-01' where input = 5")
     assert studio.value(
@@ -191,7 +202,8 @@ def test_a_price_edit_never_reaches_into_the_past(studio: Engine) -> None:
 
 def test_a_price_to_come_can_be_changed_and_taken_back(studio: Engine) -> None:
     studio.run(
-        "insert into gateway.prices (offer_id, effective_from, input, output) values (1, now() + interval '1 day', 5, 5)"
+        "insert into gateway.prices (offer_id, effective_from, input, output) values (1, now() +"
+        " interval '1 day', 5, 5)"
     )
     studio.run("update gateway.prices set input = 6 where input = 5")
     assert studio.value("select count(*) from gateway.prices") == 2
@@ -209,7 +221,7 @@ def test_a_customer_added_by_hand_has_an_account(studio: Engine) -> None:
         "insert into gateway.customers (name, username) values ('Hand', 'hand') returning id"
     )
     assert studio.account(customer_id) == (0, 0)
-    assert studio.call("add_credits", p_customer_id=customer_id, p_usd=D(1))["balance_after_usd"] == "1"
+    assert studio.call("add_credits", p_customer_id=customer_id, p_usd=usd(1))["balance_after_usd"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -217,7 +229,8 @@ def test_a_customer_added_by_hand_has_an_account(studio: Engine) -> None:
     [
         ("update gateway.settings set commission_percent = 7", "settings", "update",
          {"commission_percent": 5}, {"commission_percent": 7}),
-        ("update gateway.customers set active = false", "customers", "update", {"active": True}, {"active": False}),
+        ("update gateway.customers set active = false", "customers", "update",
+         {"active": True}, {"active": False}),
         ("update gateway.api_keys set name = 'x'", "api_keys", "update", {"name": "key"}, {"name": "x"}),
         ("update gateway.api_keys set secret_hash = sha256('x')", "api_keys", "update",
          {"secret_hash": "(not shown)"}, {"secret_hash": "(not shown)"}),
@@ -230,7 +243,7 @@ def test_a_customer_added_by_hand_has_an_account(studio: Engine) -> None:
          {"upstream_model": "echo"}, {"upstream_model": "x"}),
     ],
 )  # fmt: skip
-def test_an_edit_by_hand_is_audited(
+def test_an_edit_by_hand_is_audited(  # noqa: PLR0917 - a row of the table
     studio: Engine, statement: str, entity: str, action: str, before: Any, after: Any
 ) -> None:
     who = studio.value("select session_user::text")
@@ -246,8 +259,10 @@ def test_edits_of_limits_and_prices_are_audited(studio: Engine) -> None:
     studio.run("update gateway.limits set requests = 6 where customer_id = 1")
     studio.run("delete from gateway.limits where customer_id = 1")
     studio.run("update gateway.prices set input = 20")
-    rows = studio.query("select entity, action, before ->> 'requests', after ->> 'requests', after ->> 'input'"
-                        " from gateway.audit_log order by id desc limit 4")  # fmt: skip
+    rows = studio.query(
+        "select entity, action, before ->> 'requests', after ->> 'requests', after ->> 'input'"
+        " from gateway.audit_log order by id desc limit 4"
+    )
     assert rows[::-1] == [
         ("limits", "insert", None, "5", None),
         ("limits", "update", "5", "6", None),

@@ -5,19 +5,20 @@
 
 from __future__ import annotations
 
-from decimal import Decimal as D
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
+from tests.database.engine import usd
+
 if TYPE_CHECKING:
     from tests.database.engine import Customer, Engine
 
 
-def affordable(usd: str, input_tokens: int = 1000, choices: int = 1) -> int:
+def affordable(balance: str, input_tokens: int = 1000, choices: int = 1) -> int:
     """Output tokens of each choice that a balance carries beside its input."""
-    return int((D(usd) - input_tokens * D("0.0000021")) / (D("0.0000084") * choices))
+    return int((usd(balance) - input_tokens * usd("0.0000021")) / (usd("0.0000084") * choices))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_hold_is_the_upper_bound_to_the_last_digit(
     customer = shared_engine.customer()
     admission = shared_engine.admitted(customer.key_hash, **parameters)
     assert admission["hold_usd"] == hold
-    assert shared_engine.account(customer.id) == (10, D(hold))
+    assert shared_engine.account(customer.id) == (10, usd(hold))
     shared_engine.assert_books_agree()
     shared_engine.settle(admission)
     assert shared_engine.account(customer.id)[1] == 0
@@ -105,7 +106,7 @@ def test_hold_is_that_of_the_dearest_candidate(engine: Engine, customer: Custome
     assert admission["hold_usd"] == "0.0315"
     # and what the cheap one leaves of it is free again
     engine.settle(admission)
-    assert engine.account(customer.id) == (10 - D("0.00063"), 0)
+    assert engine.account(customer.id) == (10 - usd("0.00063"), 0)
 
 
 def test_a_dear_fallback_is_dropped_where_it_cannot_be_paid(engine: Engine) -> None:
@@ -136,7 +137,7 @@ def test_a_named_bound_beyond_the_balance_is_refused_with_what_it_could(
     assert told["refusal"] == "insufficient_credits"
     assert told["affordable_output_tokens"] == most
     assert told["available_usd"] == "0.02"
-    assert D(told["needed_usd"]) == D("0.0021") + (most + 1) * choices * D("0.0000084")
+    assert usd(told["needed_usd"]) == usd("0.0021") + (most + 1) * choices * usd("0.0000084")
     # what it said is true, to the token
     shared_engine.admitted(customer.key_hash, p_choices=choices, p_max_output_tokens=most)
 
@@ -157,7 +158,7 @@ def test_what_is_held_cannot_be_held_again(shared_engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_most", "default", "usd", "expected"),
+    ("model_most", "default", "balance", "expected"),
     [
         (4096, 8192, "10", 4096),
         (None, 8192, "10", 8192),
@@ -169,9 +170,9 @@ def test_what_is_held_cannot_be_held_again(shared_engine: Engine) -> None:
     ],
 )
 def test_an_unnamed_bound_is_the_least_of_what_applies(
-    shared_engine: Engine, model_most: int | None, default: int, usd: str, expected: int
+    shared_engine: Engine, model_most: int | None, default: int, balance: str, expected: int
 ) -> None:
-    customer = shared_engine.customer(usd)
+    customer = shared_engine.customer(balance)
     name = f"unnamed-{customer.id}"
     shared_engine.model(name, max_output_tokens=model_most)
     shared_engine.service([name])
@@ -179,7 +180,7 @@ def test_an_unnamed_bound_is_the_least_of_what_applies(
     admission = shared_engine.admitted(customer.key_hash, p_models=[name], p_max_output_tokens=None)
     assert admission["max_output_tokens"] == expected
     assert admission["candidates"][0]["max_output_tokens"] == expected
-    assert D(admission["hold_usd"]) == D("0.0021") + expected * D("0.0000084")
+    assert usd(admission["hold_usd"]) == usd("0.0021") + expected * usd("0.0000084")
 
 
 def test_an_unnamed_bound_is_divided_among_the_choices(shared_engine: Engine) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from decimal import Decimal as D
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.database.engine import usd
 
 if TYPE_CHECKING:
     from tests.database.engine import Customer, Engine
@@ -13,17 +14,17 @@ if TYPE_CHECKING:
 
 def test_a_balance_is_the_sum_of_its_entries(engine: Engine, customer: Customer) -> None:
     engine.settle(engine.admitted(customer.key_hash))
-    engine.call("add_credits", p_customer_id=customer.id, p_usd=D("-1.5"), p_note="mistake")
+    engine.call("add_credits", p_customer_id=customer.id, p_usd=usd("-1.5"), p_note="mistake")
     engine.call("add_credits", p_customer_id=customer.id, p_credits=1)
     assert engine.ledger(customer.id) == [
-        ("credit", D(10)),
-        ("charge", D("-0.00063")),
-        ("correction", D("-1.5")),
-        ("credit", D("0.00002")),
+        ("credit", usd(10)),
+        ("charge", usd("-0.00063")),
+        ("correction", usd("-1.5")),
+        ("credit", usd("0.00002")),
     ]
     after = engine.query("select balance_after_usd from gateway.ledger_entries order by id")
-    assert [row[0] for row in after] == [10, D("9.99937"), D("8.49937"), D("8.49939")]
-    assert engine.account(customer.id)[0] == D("8.49939")
+    assert [row[0] for row in after] == [10, usd("9.99937"), usd("8.49937"), usd("8.49939")]
+    assert engine.account(customer.id)[0] == usd("8.49939")
     assert engine.check() == {
         "ok": True,
         "accounts": 1,
@@ -37,13 +38,18 @@ def test_a_balance_is_the_sum_of_its_entries(engine: Engine, customer: Customer)
     ("plant", "found"),
     [
         (
-            "update gateway.accounts set balance_usd = balance_usd + 0.0000000001",
+            "update gateway.accounts set balance_usd = balance_usd + 0.0000000001 where customer_id = 1",
             {"balance_usd": "9.9993700001"},
         ),
-        ("update gateway.accounts set held_usd = 0", {"held_usd": "0", "requests_held_usd": "0.0063"}),
         (
-            "insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, actor)"
-            " values (1, 'credit', 5, 5, 'x')",
+            "update gateway.accounts set held_usd = 0 where customer_id = 1",
+            {"held_usd": "0", "requests_held_usd": "0.0063"},
+        ),
+        (
+            (
+                "insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, actor)"
+                " values (1, 'credit', 5, 5, 'x')"
+            ),
             {"ledger_usd": "14.99937"},
         ),
         ("delete from gateway.ledger_entries where kind = 'charge'", {"ledger_usd": "10"}),
@@ -55,10 +61,9 @@ def test_a_planted_mismatch_is_found(
 ) -> None:
     engine.settle(engine.admitted(customer.key_hash))
     engine.admitted(customer.key_hash)
-    other = engine.customer()
+    engine.customer()  # another, whose books agree
     with engine.by_engine():
-        assert engine.run(plant.replace("accounts set", "accounts set") + (
-            f" where customer_id <> {other.id}" if plant.startswith("update gateway.accounts") else "")) == 1  # fmt: skip
+        assert engine.run(plant) == 1
     told = engine.check()
     assert (told["ok"], told["accounts"], len(told["mismatches"])) == (False, 2, 1)
     expected = {
@@ -100,12 +105,12 @@ def test_orphan_holds_are_counted(engine: Engine, customer: Customer) -> None:
 @pytest.mark.parametrize(
     ("parameters", "answer"),
     [
-        ({"p_usd": D(0)}, "invalid_amount"),
-        ({"p_usd": D("0.00000000001")}, "invalid_amount"),
-        ({"p_usd": D("NaN")}, "invalid_amount"),
-        ({"p_usd": D("1e12")}, "invalid_amount"),
-        ({"p_credits": D("1e30")}, "invalid_amount"),
-        ({"p_usd": D("-10.0000000001")}, "more_than_free"),
+        ({"p_usd": usd(0)}, "invalid_amount"),
+        ({"p_usd": usd("0.00000000001")}, "invalid_amount"),
+        ({"p_usd": usd("NaN")}, "invalid_amount"),
+        ({"p_usd": usd("1e12")}, "invalid_amount"),
+        ({"p_credits": usd("1e30")}, "invalid_amount"),
+        ({"p_usd": usd("-10.0000000001")}, "more_than_free"),
     ],
 )
 def test_an_amount_that_is_none_is_refused_and_books_nothing(
@@ -121,7 +126,7 @@ def test_an_amount_that_is_none_is_refused_and_books_nothing(
 def test_more_than_the_books_can_hold_is_refused(shared_engine: Engine) -> None:
     customer = shared_engine.customer()
     told = [
-        shared_engine.call("add_credits", p_customer_id=customer.id, p_usd=D(1_000_000_000))
+        shared_engine.call("add_credits", p_customer_id=customer.id, p_usd=usd(1_000_000_000))
         for _ in range(10)
     ]
     assert [answer.get("error") for answer in told] == [None] * 9 + ["invalid_amount"]
@@ -131,19 +136,19 @@ def test_more_than_the_books_can_hold_is_refused(shared_engine: Engine) -> None:
 def test_a_correction_leaves_what_is_held(shared_engine: Engine) -> None:
     customer = shared_engine.customer("1")
     shared_engine.admitted(customer.key_hash)
-    told = shared_engine.call("add_credits", p_customer_id=customer.id, p_usd=D(-1))
+    told = shared_engine.call("add_credits", p_customer_id=customer.id, p_usd=usd(-1))
     assert told == {"error": "more_than_free", "free_usd": "0.9937"}
-    told = shared_engine.call("add_credits", p_customer_id=customer.id, p_usd=D("-0.9937"))
+    told = shared_engine.call("add_credits", p_customer_id=customer.id, p_usd=usd("-0.9937"))
     assert told["balance_after_usd"] == "0.0063"
 
 
 def test_a_reference_counts_once_for_each_customer(shared_engine: Engine) -> None:
     first, second = shared_engine.customer(None), shared_engine.customer(None)
-    pay = {"p_usd": D(5), "p_reference": "payment 1"}
+    pay = {"p_usd": usd(5), "p_reference": "payment 1"}
     assert shared_engine.call("add_credits", p_customer_id=first.id, **pay)["duplicate"] is False
     assert shared_engine.call("add_credits", p_customer_id=first.id, **pay)["duplicate"] is True
     assert shared_engine.call("add_credits", p_customer_id=second.id, **pay)["duplicate"] is False
-    told = shared_engine.call("add_credits", p_customer_id=first.id, p_usd=D(6), p_reference="payment 1")
+    told = shared_engine.call("add_credits", p_customer_id=first.id, p_usd=usd(6), p_reference="payment 1")
     assert told == {"error": "reference_conflict"}
     assert shared_engine.account(first.id)[0] == shared_engine.account(second.id)[0] == 5
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from decimal import Decimal as D
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.database.engine import usd
 
 if TYPE_CHECKING:
     from tests.database.engine import Customer, Engine
@@ -53,7 +54,8 @@ def test_limit_admits_what_fits_and_no_more(
     assert told["subject"] == {"customer": "customer", "service": "service"}.get(subject, "key")
     assert (told["metric"], told["per"], told["limit"], told["never"]) == (metric, per, str(most), False)
     zone_end = engine.value(
-        "select ceil(extract(epoch from gateway.window_end(%s, gateway.window_start(%s, clock_timestamp(), 'UTC'),"
+        "select ceil(extract(epoch from gateway.window_end(%s, gateway.window_start(%s,"
+        " clock_timestamp(), 'UTC'),"
         " 'UTC') - clock_timestamp()))::int",
         per,
         per,
@@ -67,11 +69,11 @@ def test_limit_admits_what_fits_and_no_more(
 def test_tokens_and_money_in_flight_count_at_their_bound(engine: Engine, customer: Customer) -> None:
     limit(engine, {"p_customer_id": customer.id}, tokens_per_day=100_000, spend_usd_per_day="5")
     admission = engine.admitted(customer.key_hash)
-    assert engine.counter("customer", customer.id, "day") == (1, 1500, D("0.0063"))
+    assert engine.counter("customer", customer.id, "day") == (1, 1500, usd("0.0063"))
     engine.settle(admission)
-    assert engine.counter("customer", customer.id, "day") == (1, 150, D("0.00063"))
+    assert engine.counter("customer", customer.id, "day") == (1, 150, usd("0.00063"))
     engine.fail(engine.admitted(customer.key_hash))
-    assert engine.counter("customer", customer.id, "day") == (2, 150, D("0.00063"))
+    assert engine.counter("customer", customer.id, "day") == (2, 150, usd("0.00063"))
 
 
 def test_settlement_corrects_only_the_windows_that_admitted_it(engine: Engine, customer: Customer) -> None:
@@ -80,10 +82,12 @@ def test_settlement_corrects_only_the_windows_that_admitted_it(engine: Engine, c
     # an hour passes: what was admitted then is of the hour before
     with engine.by_engine():
         engine.run(
-            "update gateway.limit_counters set window_start = window_start - interval '1 hour' where per = 'hour'"
+            "update gateway.limit_counters set window_start = window_start - interval '1 hour' where"
+            " per = 'hour'"
         )
         engine.run(
-            "update gateway.requests as r set counted = array(select (c.subject, c.subject_id, c.model_id, c.per,"
+            "update gateway.requests as r set counted = array(select (c.subject, c.subject_id,"
+            " c.model_id, c.per,"
             " c.window_start - case when c.per = 'hour' then interval '1 hour' else '0' end,"
             " c.requests, c.tokens, c.spend_usd)::gateway.counted from unnest(r.counted) as c)"
         )
@@ -199,11 +203,11 @@ def test_a_service_counts_only_what_it_answered(engine: Engine, customer: Custom
             engine, {"p_service_id": service}, requests_per_day=10, tokens_per_day=10_000, spend_usd_per_day=1
         )
     admission = engine.admitted(customer.key_hash)
-    assert engine.counter("service", first, "day") == (1, 1500, D("0.006"))
-    assert engine.counter("service", second, "day") == (1, 1500, D("0.006"))
+    assert engine.counter("service", first, "day") == (1, 1500, usd("0.006"))
+    assert engine.counter("service", second, "day") == (1, 1500, usd("0.006"))
     engine.settle(admission, route_id=admission["candidates"][1]["route_id"])
     assert engine.counter("service", first, "day") == (0, 0, 0)
-    assert engine.counter("service", second, "day") == (1, 150, D("0.0006"))
+    assert engine.counter("service", second, "day") == (1, 150, usd("0.0006"))
 
 
 def test_a_model_that_did_not_answer_is_given_its_request_back(engine: Engine, customer: Customer) -> None:

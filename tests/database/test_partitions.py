@@ -1,14 +1,13 @@
-"""The log is in monthly partitions made ahead; a missed job refuses nobody, and a month's turn loses nothing."""
+"""The log is in monthly partitions made ahead; a missed job refuses nobody, a month's turn loses nothing."""
 
 from __future__ import annotations
 
-from decimal import Decimal as D
 from typing import TYPE_CHECKING
 
-from tests.database.engine import new_request_id
+from tests.database.engine import new_request_id, usd
 
 if TYPE_CHECKING:
-    from tests.database.engine import Customer, Engine
+    from tests.database.engine import Engine
 
 
 def partitions(engine: Engine) -> list[str]:
@@ -32,12 +31,14 @@ def months_ahead(engine: Engine, count: int) -> list[str]:
     ]
 
 
-def test_this_month_and_three_more_are_there(engine: Engine) -> None:
+def test_this_month_and_three_more_are_there(own_engine: Engine) -> None:
+    engine = own_engine
     assert partitions(engine) == [*months_ahead(engine, 4), "requests_default"]
     assert engine.call("create_request_partitions") == []
 
 
-def test_more_are_made_ahead_and_are_like_the_others(engine: Engine) -> None:
+def test_more_are_made_ahead_and_are_like_the_others(own_engine: Engine) -> None:
+    engine = own_engine
     made = engine.call("create_request_partitions", p_months=14)
     assert made == months_ahead(engine, 15)[4:]
     assert partitions(engine) == [*sorted(months_ahead(engine, 15)), "requests_default"]
@@ -52,7 +53,9 @@ def test_more_are_made_ahead_and_are_like_the_others(engine: Engine) -> None:
     assert shapes[0][0] is True
 
 
-def test_requests_that_fell_into_the_default_move_out(engine: Engine, customer: Customer) -> None:
+def test_requests_that_fell_into_the_default_move_out(own_engine: Engine) -> None:
+    engine = own_engine
+    customer = engine.customer()
     current = months_ahead(engine, 1)[0]
     settled, running = engine.admitted(customer.key_hash), engine.admitted(customer.key_hash)
     engine.settle(settled)
@@ -69,11 +72,13 @@ def test_requests_that_fell_into_the_default_move_out(engine: Engine, customer: 
     assert engine.value(f"select count(*) from gateway.{current}") == 3
     for admission in (running, late):
         assert engine.settle(admission)["charge_usd"] == "0.00063"
-    assert engine.account(customer.id) == (10 - 3 * D("0.00063"), 0)
+    assert engine.account(customer.id) == (10 - 3 * usd("0.00063"), 0)
     engine.assert_books_agree()
 
 
-def test_a_request_of_last_month_settles_and_expires_this_month(engine: Engine, customer: Customer) -> None:
+def test_a_request_of_last_month_settles_and_expires_this_month(own_engine: Engine) -> None:
+    engine = own_engine
+    customer = engine.customer()
     settled, expired = engine.admitted(customer.key_hash), engine.admitted(customer.key_hash)
     with engine.by_engine():  # a month goes by
         engine.run("update gateway.requests set admitted_at = admitted_at - interval '1 month',"
@@ -86,11 +91,13 @@ def test_a_request_of_last_month_settles_and_expires_this_month(engine: Engine, 
     assert engine.settle(settled)["charge_usd"] == "0.00063"
     assert engine.call("expire_holds")["expired"] == 1
     assert engine.settle(expired)["charge_usd"] == "0.00063"
-    assert engine.account(customer.id) == (10 - 2 * D("0.00063"), 0)
+    assert engine.account(customer.id) == (10 - 2 * usd("0.00063"), 0)
     engine.assert_books_agree()
 
 
-def test_a_record_is_found_by_its_id_alone(engine: Engine, customer: Customer) -> None:
+def test_a_record_is_found_by_its_id_alone(own_engine: Engine) -> None:
+    engine = own_engine
+    customer = engine.customer()
     request_id = new_request_id()
     engine.settle(engine.admitted(customer.key_hash, p_request_id=request_id))
     found = engine.call("read_request", p_request_id=request_id, p_customer_id=customer.id)

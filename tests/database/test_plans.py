@@ -20,25 +20,50 @@ def crowded(module_engine: Engine) -> tuple[Engine, Customer]:
     engine = module_engine
     customer = engine.customer("1000", requests_per_minute=10**6)
     for statement in (
-        "insert into gateway.customers (name, username) select 'c', 'many ' || n from generate_series(1, %s) as n",
-        "insert into gateway.api_keys (customer_id, name, prefix, secret_hash)"
-        " select id, 'k', 'sk_many', sha256(convert_to(username, 'UTF8')) from gateway.customers where id > %s * 0 + 1",
-        "insert into gateway.models (name, context_length) select 'many-' || n, 1000 from generate_series(1, %s) as n",
-        "insert into gateway.offers (model_id, provider, upstream_model)"
-        " select id, 'openai-compatible', name from gateway.models where name like 'many-%%' and %s > 0",
-        "insert into gateway.routes (service_id, offer_id)"
-        " select s.id, o.id from gateway.services as s, gateway.offers as o where %s > 0 on conflict do nothing",
-        "insert into gateway.prices (offer_id, input, output) select id, 1, 1 from gateway.offers where %s > 0",
-        "insert into gateway.limits (key_id, per, requests) select id, 'day', 100000 from gateway.api_keys where %s > 0",
-        "insert into gateway.limit_counters (subject, subject_id, per, window_start)"
-        " select 'key', id, 'day', date_trunc('day', now(), 'UTC') from gateway.api_keys where %s > 0",
+        (
+            "insert into gateway.customers (name, username) select 'c', 'many ' || n from"
+            " generate_series(1, %s) as n"
+        ),
+        (
+            "insert into gateway.api_keys (customer_id, name, prefix, secret_hash)"
+            " select id, 'k', 'sk_many', sha256(convert_to(username, 'UTF8')) from gateway.customers"
+            " where id > %s * 0 + 1"
+        ),
+        (
+            "insert into gateway.models (name, context_length) select 'many-' || n, 1000 from"
+            " generate_series(1, %s) as n"
+        ),
+        (
+            "insert into gateway.offers (model_id, provider, upstream_model)"
+            " select id, 'openai-compatible', name from gateway.models where name like 'many-%%' and %s > 0"
+        ),
+        (
+            "insert into gateway.routes (service_id, offer_id)"
+            " select s.id, o.id from gateway.services as s, gateway.offers as o where %s > 0 on conflict"
+            " do nothing"
+        ),
+        (
+            "insert into gateway.prices (offer_id, input, output) select id, 1, 1 from gateway.offers"
+            " where %s > 0"
+        ),
+        (
+            "insert into gateway.limits (key_id, per, requests) select id, 'day', 100000 from"
+            " gateway.api_keys where %s > 0"
+        ),
+        (
+            "insert into gateway.limit_counters (subject, subject_id, per, window_start)"
+            " select 'key', id, 'day', date_trunc('day', now(), 'UTC') from gateway.api_keys where %s > 0"
+        ),
     ):
         engine.run(statement, MANY)
     with engine.by_engine():
         engine.run(
-            "insert into gateway.requests (id, admitted_at, customer_id, key_id, requested_model, endpoint, streamed, state,"
-            " outcome, hold_usd, lease_until, input_tokens_bound, output_tokens_bound, billing_mode, commission_percent,"
-            " flat_usd_per_1k_tokens, routes, counted) select 'req_many' || n, now(), 1, 1, 'm', 'e', false, 'settled',"
+            "insert into gateway.requests (id, admitted_at, customer_id, key_id, requested_model,"
+            " endpoint, streamed, state,"
+            " outcome, hold_usd, lease_until, input_tokens_bound, output_tokens_bound, billing_mode,"
+            " commission_percent,"
+            " flat_usd_per_1k_tokens, routes, counted) select 'req_many' || n, now(), 1, 1, 'm',"
+            " 'e', false, 'settled',"
             " 'failed', 0, now(), 0, 0, 'markup', 5, 0, '[]', '{}' from generate_series(1, %s) as n",
             MANY,
         )
@@ -52,7 +77,7 @@ def crowded(module_engine: Engine) -> tuple[Engine, Customer]:
 
 
 def rows_scanned(engine: Engine, work: Callable[[], object]) -> dict[str, int]:
-    """Rows of each table that `work` read without an index, as the server itself counts them in a transaction."""
+    """Rows of each table that `work` read without an index, as the server itself counts them."""
     with engine.connection.transaction():
         before = counted(engine)
         work()
@@ -62,7 +87,7 @@ def rows_scanned(engine: Engine, work: Callable[[], object]) -> dict[str, int]:
 
 
 def counted(engine: Engine) -> dict[str, tuple[int, int]]:
-    """(rows read by scans, reads by index) of each table; what an earlier transaction did may still be in it."""
+    """(rows read by scans, reads by index) of each table, what earlier transactions did included."""
     rows = engine.query(
         "select relname, coalesce(seq_tup_read, 0), coalesce(idx_scan, 0) from pg_stat_xact_user_tables"
         " where schemaname = 'gateway'"
@@ -100,7 +125,8 @@ def test_admission_and_settlement_scan_no_table(
     crowded: tuple[Engine, Customer], parameters: dict[str, Any]
 ) -> None:
     engine, customer = crowded
-    # the first calls of a connection plan for their very parameters, later ones may take a general plan: both are looked at
+    # the first calls of a connection plan for their very parameters, later ones may take a general plan:
+    # both are looked at
     for mode in ("force_custom_plan", "force_generic_plan"):
         engine.run(f"set plan_cache_mode = {mode}")
         keyed = dict(parameters)

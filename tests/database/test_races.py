@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from decimal import Decimal as D
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from tests.database.engine import call, digest, new_request_id, race, watched
+from tests.database.engine import call, digest, new_request_id, race, usd, watched
 
 if TYPE_CHECKING:
     from tests.database.engine import Customer, Engine, JSONObject
@@ -29,11 +28,11 @@ def test_a_balance_that_affords_k_calls_admits_k(engine: Engine) -> None:
     with watched(engine.database):
         answers = race(engine.database, 16, admit_on(engine, customer))
     assert Counter(answer.get("refusal") for answer in answers) == {None: 4, "insufficient_credits": 12}
-    assert engine.account(customer.id) == (D("0.03"), D("0.0252"))
+    assert engine.account(customer.id) == (usd("0.03"), usd("0.0252"))
     for answer in answers:
         if answer["admitted"]:
             engine.settle(answer)
-    assert engine.account(customer.id) == (D("0.03") - 4 * D("0.00063"), 0)
+    assert engine.account(customer.id) == (usd("0.03") - 4 * usd("0.00063"), 0)
     engine.assert_books_agree()
 
 
@@ -41,8 +40,8 @@ def test_unnamed_bounds_together_hold_no_more_than_there_is(engine: Engine) -> N
     customer = engine.customer("0.02")
     with watched(engine.database):
         answers = race(engine.database, 12, admit_on(engine, customer, p_max_output_tokens=None))
-    held = sum(D(answer["hold_usd"]) for answer in answers if answer["admitted"])
-    assert held == engine.account(customer.id)[1] <= D("0.02")
+    held = sum(usd(answer["hold_usd"]) for answer in answers if answer["admitted"])
+    assert held == engine.account(customer.id)[1] <= usd("0.02")
 
 
 def test_sixty_a_minute_are_sixty_under_sixteen_connections(engine: Engine) -> None:
@@ -78,10 +77,11 @@ def test_an_idempotency_key_freed_and_taken_in_a_circle_never_errs(engine: Engin
     keyed = {"p_idempotency_key": "order 7", "p_body_hash": digest("body")}
     until = time.monotonic() + 1.5
 
-    def work(connection: Connection, _: int) -> Counter[str]:
+    def work(connection: Connection, number: int) -> Counter[str]:
+        chance = random.Random(number)  # noqa: S311 - to mix, not to hide
         seen: Counter[str] = Counter()
         while time.monotonic() < until:
-            too_much = random.random() < 0.3
+            too_much = chance.random() < 0.3
             answer = engine.admit(
                 customer.key_hash,
                 connection=connection,
@@ -131,7 +131,7 @@ def test_a_settlement_and_an_expiry_at_once_charge_once(engine: Engine) -> None:
 
             with watched(engine.database):
                 race(engine.database, 4, work)
-            assert engine.account(customer.id) == (before - D("0.00063"), 0)
+            assert engine.account(customer.id) == (before - usd("0.00063"), 0)
             assert engine.request(admission["request_id"])["state"] == "settled"
     engine.assert_books_agree()
 
@@ -156,7 +156,7 @@ def test_one_reference_is_credited_once(engine: Engine) -> None:
             connection,
             "add_credits",
             p_customer_id=customer.id,
-            p_usd=D(5),
+            p_usd=usd(5),
             p_reference=f"payment {number % 2}",
         )
         return told
@@ -173,7 +173,7 @@ def test_corrections_take_no_more_than_is_free(engine: Engine) -> None:
     def work(connection: Connection, number: int) -> JSONObject:
         if number % 2:
             return engine.admit(customer.key_hash, connection=connection, p_max_output_tokens=20_000)
-        told: JSONObject = call(connection, "add_credits", p_customer_id=customer.id, p_usd=D("-0.3"))
+        told: JSONObject = call(connection, "add_credits", p_customer_id=customer.id, p_usd=usd("-0.3"))
         return told
 
     with watched(engine.database):
@@ -203,7 +203,7 @@ def test_first_requests_of_a_key_do_not_wait_in_a_circle(engine: Engine) -> None
             "requests_per_minute": 1000, "tokens_per_day": 10**9, "spend_usd_per_month": 900})  # fmt: skip
 
         def work(connection: Connection, number: int, customer: Customer = customer) -> JSONObject:
-            order = random.Random(number).sample(names, len(names))
+            order = random.Random(number).sample(names, len(names))  # noqa: S311 - to mix, not to hide
             return engine.admit(customer.key_hash, connection=connection, p_models=order)
 
         answers = race(engine.database, 12, work)
@@ -212,13 +212,13 @@ def test_first_requests_of_a_key_do_not_wait_in_a_circle(engine: Engine) -> None
             "select id from gateway.models where name = 'm0'"))[0] == 12  # fmt: skip
 
 
-def test_everything_at_once_neither_deadlocks_nor_loses_a_cent(engine: Engine) -> None:
+def test_everything_at_once_neither_deadlocks_nor_loses_a_cent(engine: Engine) -> None:  # noqa: C901
     """Fallbacks over shared services in opposite orders, settlements, expiries, top-ups, retries."""
     engine.model("other")
     services = [engine.service(["echo", "other"], priority=priority) for priority in (10, 20, 30)]
     for service in services:
         engine.call("set_limits", p_service_id=service, p_rate_limits={
-            "requests_per_minute": 10**6, "tokens_per_day": 10**12, "spend_usd_per_month": 10**6})  # fmt: skip
+            "requests_per_minute": 10**6, "tokens_per_day": 10**12, "spend_usd_per_month": 9999})  # fmt: skip
     customers = [engine.customer("0.2", requests_per_minute=10**6) for _ in range(3)]
     for customer in customers:
         engine.call("set_limits", p_customer_id=customer.id, p_rate_limits={"tokens_per_hour": 10**9})
@@ -226,7 +226,7 @@ def test_everything_at_once_neither_deadlocks_nor_loses_a_cent(engine: Engine) -
     done: Counter[str] = Counter()
 
     def work(connection: Connection, number: int) -> None:
-        choose = random.Random(number)
+        choose = random.Random(number)  # noqa: S311 - to mix, not to hide
         running: list[JSONObject] = []
         while time.monotonic() < until:
             customer = choose.choice(customers)
@@ -255,7 +255,7 @@ def test_everything_at_once_neither_deadlocks_nor_loses_a_cent(engine: Engine) -
             elif what < 0.93:
                 done["expired"] += call(connection, "expire_holds", p_limit=5)["expired"]
             else:
-                call(connection, "add_credits", p_customer_id=customer.id, p_usd=D("0.01"))
+                call(connection, "add_credits", p_customer_id=customer.id, p_usd=usd("0.01"))
         for admission in running:
             engine.settle(admission, connection=connection)
 
@@ -280,7 +280,8 @@ def test_everything_at_once_neither_deadlocks_nor_loses_a_cent(engine: Engine) -
     )
 
 
-def test_a_partition_is_made_while_requests_run(engine: Engine) -> None:
+def test_a_partition_is_made_while_requests_run(own_engine: Engine) -> None:
+    engine = own_engine
     customer = engine.customer("100", requests_per_minute=10**6)
     until = time.monotonic() + 1
 
@@ -323,5 +324,5 @@ def test_a_sweep_of_an_old_retry_and_its_late_settlement_do_not_wait_in_a_circle
         for retry in admitted:
             engine.settle(retry)
         # one of them has paid: the late one, or the one who asked again
-        assert (D(settled["uncollected_usd"]) == 0) is (not admitted)
+        assert (usd(settled["uncollected_usd"]) == 0) is (not admitted)
     engine.assert_books_agree()

@@ -86,10 +86,14 @@ def test_refusal_consumes_nothing_and_is_counted(engine: Engine, customer: Custo
         assert told["refusal"] == code
         assert told["key_prefix"] == "sk_test"
     assert engine.dump() == before
-    assert engine.query("select customer_id, key_id, code, sum(refusals)::int from gateway.refusal_rollups"
-                        " group by 1, 2, 3") == [(customer.id, customer.key_id, code, 2)]  # fmt: skip
-    logged = engine.query("select error_code, hold_usd, charge_usd, lease_until <= now() from gateway.requests"
-                          " where state = 'refused'")  # fmt: skip
+    counted = engine.query(
+        "select customer_id, key_id, code, sum(refusals)::int from gateway.refusal_rollups group by 1, 2, 3"
+    )
+    assert counted == [(customer.id, customer.key_id, code, 2)]
+    logged = engine.query(
+        "select distinct error_code, hold_usd, charge_usd, lease_until <= now() from gateway.requests"
+        " where state = 'refused'"
+    )
     assert logged == [(code, 0, 0, True)]
     engine.assert_books_agree()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("per", "zone", "at", "start", "end"), CASES)
-def test_window_is_that_of_the_zone(
+def test_window_is_that_of_the_zone(  # noqa: PLR0917 - a row of the table
     module_engine: Engine, per: str, zone: str, at: str, start: str, end: str
 ) -> None:
     found = module_engine.query(
@@ -62,19 +63,20 @@ def test_window_is_that_of_the_zone(
 @pytest.mark.parametrize("per", ["hour", "day", "month"])
 def test_windows_tile_the_year(module_engine: Engine, zone: str, per: str) -> None:
     rows = module_engine.query(
-        "select t, gateway.window_start(%s, t, %s), gateway.window_end(%s, gateway.window_start(%s, t, %s), %s)"
+        "select t, gateway.window_start(%s, t, %s), gateway.window_end(%s, gateway.window_start(%s,"
+        " t, %s), %s)"
         " from generate_series('2026-01-01 00:10+00'::timestamptz, '2026-12-31', '7 hours') as t",
         per, zone, per, per, zone, zone,
     )  # fmt: skip
     assert len(rows) > 1000
-    ends = {}
+    ends: dict[datetime, datetime] = {}
     for at, start, end in rows:
         assert start <= at < end
         assert ends.setdefault(start, end) == end
         assert end - start <= timedelta(days=31, hours=1)
     starts = sorted(ends)
     if per != "hour":
-        assert all(ends[a] == b for a, b in zip(starts, starts[1:], strict=False))
+        assert all(ends[start] == following for start, following in itertools.pairwise(starts))
 
 
 @pytest.mark.parametrize("at", ["2026-05-03 12:14:59.999999", "2026-05-03 12:00"])
