@@ -444,7 +444,8 @@ def _taken(param: str) -> Conflict:
 
 def _invalid_amount(param: str | None) -> Unprocessable:
     return Unprocessable(
-        "The amount must not be zero, nor beyond a billion USD, nor finer than the tenth decimal of a USD.",
+        "The amount must not be zero, nor beyond a billion USD, nor finer than the tenth decimal of a USD, "
+        "and the balance stays below ten billion.",
         code="invalid_amount",
         param=param,
     )

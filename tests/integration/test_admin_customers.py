@@ -253,8 +253,11 @@ async def test_balance_beyond_what_an_account_holds_is_422(management: Managemen
     body = {"user_id": customer.id, "usd": 1_000_000_000}
     for _ in range(9):
         await management.ok("POST", "/admin/add_credits", body)
-    assert_error(await management.admin("POST", "/admin/add_credits", body), 422, "invalid_value")
-    assert (await management.ok("GET", "/user/balance", key=customer.key))["balance_usd"] == "9000000000"
+    body["usd"] = 999_999_999
+    await management.ok("POST", "/admin/add_credits", body)
+    body["usd"] = 2
+    assert_error(await management.admin("POST", "/admin/add_credits", body), 422, "invalid_amount", "usd")
+    assert (await management.ok("GET", "/user/balance", key=customer.key))["balance_usd"] == "9999999999"
 
 
 async def test_unknown_customer_is_404(management: Management) -> None:
