@@ -1,51 +1,58 @@
-"""The sweep that a schedule does on AWS: here a thread does it while the stack runs."""
+"""The maintenance that a schedule starts on AWS: here a thread does it while the stack runs."""
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import threading
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import psycopg
+from gateway.database.client import DatabaseError
+from gateway.maintenance import run_once
+from gateway.runtime.process import Process
 
-_logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+
+INTERVAL_SECONDS = 15.0
 
 
 class Sweeper:
-    """Ends holds whose lease has run out and makes partitions ahead, at once and then every minute."""
+    """Replays kept settlements, ends holds whose lease has run out, makes partitions: at once and regularly.
 
-    def __init__(self, url: str, *, interval_seconds: float = 60.0) -> None:
-        self._url = url
+    On a loop of its own with clients of its own, so that it takes nothing from the requests'.
+    """
+
+    def __init__(self, settings: Settings, *, interval_seconds: float = INTERVAL_SECONDS) -> None:
+        self._settings = settings
         self._interval = interval_seconds
-        self._stopping = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
-    def sweep(self) -> int:
-        """Sweep once; return how many holds had run out."""
-        expired = 0
-        with psycopg.connect(self._url, autocommit=True, connect_timeout=5) as connection:
-            connection.execute("select api.create_request_partitions()")
-            while True:
-                row = connection.execute("select (api.expire_holds() ->> 'expired')::int").fetchone()
-                batch = 0 if row is None else int(row[0])
-                expired += batch
-                if batch == 0:
-                    return expired
-
     def _run(self) -> None:
-        while True:
-            try:
-                self.sweep()
-            except psycopg.Error:
-                # The next sweep does what this one could not; a lost hold costs nobody but waits.
-                _logger.exception("the sweep of expired holds failed")
-            if self._stopping.wait(self._interval):
-                return
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._sweep())
+
+    async def _sweep(self) -> None:
+        process = Process.start(self._settings)
+        try:
+            while not self._stopping.is_set():
+                try:
+                    await run_once(process)
+                except DatabaseError:
+                    # The next run does what this one could not; a lost hold costs nobody but waits.
+                    process.logger.exception("The maintenance failed.")
+                try:
+                    await asyncio.wait_for(self._stopping.wait(), self._interval)
+                except TimeoutError:
+                    continue
+        finally:
+            await process.aclose()
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self._stopping.set()
-        self._thread.join(10)
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join(15)

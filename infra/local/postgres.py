@@ -155,6 +155,9 @@ class EmbeddedPostgres:
             "port": str(self.port),
             "unix_socket_directories": "",
             "log_line_prefix": "%m [%p] ",
+            # As Supabase has it; initdb takes the machine's.
+            "timezone": "UTC",
+            "log_timezone": "UTC",
             **self._settings,
         }
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]

@@ -93,9 +93,10 @@ def run_stack(
         else:
             running = _start_backend(stack, options, url, step)
         try:
-            Settings.from_environment()
+            settings = Settings.from_environment()
         except SettingsError as error:
             raise StackError(str(error)) from error
+        stack.enter_context(Sweeper(settings))
         with step("Loading the functions"):
             gateway = Gateway(load_functions())
         serve(gateway, listener, ready=lambda: ready(running))
@@ -138,7 +139,6 @@ def _start_backend(
     )
     with step("Starting PostgREST"):
         stack.enter_context(rest)
-    stack.enter_context(Sweeper(server.url(DATABASE)))
     os.environ.update(
         {
             "SLUICE_REST_URL": rest.url,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway import auth, service_keys
-from infra.local.maintenance import Sweeper
 from infra.local.seeding import (
     ApiError,
     Seeds,
@@ -142,9 +141,3 @@ def test_a_refusal_names_its_function_and_code(database: Database) -> None:
 def test_only_keys_of_providers_that_the_gateway_knows_are_taken() -> None:
     environment = {"OPENAI_API_KEY": "sk-a", "XAI_API_KEY": " ", "HF_TOKEN": "hf_b", "PATH": "/bin"}
     assert provider_keys(environment) == {"openai": "sk-a", "huggingface": "hf_b"}
-
-
-def test_a_sweep_of_a_quiet_database_finds_nothing(database: Database) -> None:
-    assert Sweeper(database.url).sweep() == 0
-    with Sweeper(database.url, interval_seconds=0.01):
-        pass
