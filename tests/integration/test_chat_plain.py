@@ -181,6 +181,16 @@ def test_bill_beyond_the_bound_takes_what_is_free_and_books_the_rest(
     assert "could not be collected" in caplog.text
 
 
+def test_ten_thousand_messages_are_served(gateway: RunningGateway) -> None:
+    customer = gateway.customer("1")
+    many = [{"role": "user", "content": "word " * 40}] * 10_000
+    response = gateway.http(customer).post(
+        CHAT, json={"model": gateway.model("echo"), "messages": many, "max_tokens": 20}
+    )
+    assert response.status_code == 200
+    assert len(gateway.simulator.calls.last().body["messages"]) == 10_000
+
+
 # The shapes, exactly
 
 
@@ -215,10 +225,10 @@ def test_chat_completion_is_the_providers_object_with_gateway_usage(gateway: Run
 @pytest.mark.parametrize("by_id", [False, True])
 def test_generate(gateway: RunningGateway, *, by_id: bool) -> None:
     name = gateway.model("echo")
-    row = gateway.connection.execute("select id from gateway.models where name = %s", [name]).fetchone()
-    assert row is not None
+    found = gateway.connection.execute("select id from gateway.models where name = %s", [name]).fetchone()
+    assert found is not None
     customer = gateway.customer("1")
-    asked = {"text": "Hello", "model_id": row[0] if by_id else name, "max_length": 50}
+    asked = {"text": "Hello", "model_id": found[0] if by_id else name, "max_length": 50}
     response = gateway.http(customer).post("/generate", json=asked)
     assert response.status_code == 200
     told = json.loads(response.text, parse_float=Decimal)
