@@ -23,10 +23,20 @@ def admit_on(engine: Engine, customer: Customer, **parameters: Any) -> Any:
     return work
 
 
+def admit_each_by_its_key(engine: Engine, customer: Customer, workers: int, **parameters: Any) -> Any:
+    """A key for each worker: one key's counter would put them in a row before they reach the account."""
+    keys = [engine.key(customer.id)[1] for _ in range(workers)]
+
+    def work(connection: Connection, number: int) -> JSONObject:
+        return engine.admit(keys[number], connection=connection, **parameters)
+
+    return work
+
+
 def test_a_balance_that_affords_k_calls_admits_k(engine: Engine) -> None:
     customer = engine.customer("0.03")  # 0.0063 each: four, and 0.0048 left
     with watched(engine.database):
-        answers = race(engine.database, 16, admit_on(engine, customer))
+        answers = race(engine.database, 16, admit_each_by_its_key(engine, customer, 16))
     assert Counter(answer.get("refusal") for answer in answers) == {None: 4, "insufficient_credits": 12}
     assert engine.account(customer.id) == (usd("0.03"), usd("0.0252"))
     for answer in answers:
@@ -39,7 +49,9 @@ def test_a_balance_that_affords_k_calls_admits_k(engine: Engine) -> None:
 def test_unnamed_bounds_together_hold_no_more_than_there_is(engine: Engine) -> None:
     customer = engine.customer("0.02")
     with watched(engine.database):
-        answers = race(engine.database, 12, admit_on(engine, customer, p_max_output_tokens=None))
+        answers = race(
+            engine.database, 12, admit_each_by_its_key(engine, customer, 12, p_max_output_tokens=None)
+        )
     held = sum(usd(answer["hold_usd"]) for answer in answers if answer["admitted"])
     assert held == engine.account(customer.id)[1] <= usd("0.02")
 
@@ -145,6 +157,19 @@ def test_two_sweepers_end_each_hold_once(engine: Engine) -> None:
     rest = engine.call("expire_holds")["expired"]
     assert sum(answer["expired"] for answer in told) + rest == 40
     assert all(engine.account(customer.id) == (10, 0) for customer in customers)
+    engine.assert_books_agree()
+
+
+def test_two_sweepers_over_the_same_customers_do_not_wait_in_a_circle(engine: Engine) -> None:
+    engine.settings(default_requests_per_minute=None)  # no counter that puts them in a row
+    customers = [engine.customer("1000") for _ in range(40)]
+    for _ in range(3):
+        # what one of them takes is of the customers in this order, what the other takes in the opposite one
+        for customer in [*customers, *reversed(customers)]:
+            engine.lapse(engine.admitted(customer.key_hash))
+        told = race(engine.database, 2, lambda connection, _: call(connection, "expire_holds", p_limit=40))
+        assert [answer["expired"] for answer in told] == [40, 40]
+    assert all(engine.account(customer.id) == (1000, 0) for customer in customers)
     engine.assert_books_agree()
 
 
@@ -300,7 +325,7 @@ def test_a_partition_is_made_while_requests_run(own_engine: Engine) -> None:
     engine.assert_books_agree()
 
 
-def test_a_sweep_of_an_old_retry_and_its_late_settlement_do_not_wait_in_a_circle(engine: Engine) -> None:
+def test_a_retry_and_a_late_settlement_do_not_wait_in_a_circle(engine: Engine) -> None:
     customer = engine.customer("100", requests_per_minute=10**6)
     for _ in range(10):
         key = {"p_idempotency_key": new_request_id(), "p_body_hash": digest("body")}
