@@ -3,6 +3,7 @@
 #   make dev     the whole gateway on http://127.0.0.1:8000: no Docker, no account (PORT, DATA_DIR and ADMIN_KEY are honoured)
 #   make test    everything: format, lint, types, schema drift, tests
 #   make check   format, lint and types alone
+#   make bench   the gateway beside LiteLLM and Portkey, and its SQL beside bare updates: make bench BENCH='--compare FILE'
 #   make drift   whether supabase/migrations/ builds what sql/ describes
 #   make format  put the code into the shape that `check` wants
 #   make clean   remove what the above installed; the data in DATA_DIR stays
@@ -21,7 +22,7 @@ SOURCES := functions infra tests
 export PYTHONPATH := functions:.
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test check drift format clean
+.PHONY: help dev test check bench drift format clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -36,6 +37,9 @@ check: .venv/.test
 	.venv/bin/ruff format --check $(SOURCES)
 	.venv/bin/ruff check $(SOURCES)
 	.venv/bin/mypy $(SOURCES)
+
+bench: .venv/.dev $(TOKENIZERS)/.made
+	@$(PY) -m tests.benchmarks $(BENCH)
 
 drift: .venv/.dev
 	@$(PY) -m infra.cli drift

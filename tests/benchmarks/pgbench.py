@@ -1,0 +1,170 @@
+"""Admission and settlement alone, by pgbench, beside two bare updates on a table of the same shape."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import quantiles
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import conninfo, sql
+
+from infra.local.database import create_database, migrate, seed
+from infra.local.postgres import binaries
+from tests.benchmarks.load import LoadError
+from tests.benchmarks.sluice import add_model, check_books, value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+CUSTOMERS = 1000
+SCRIPTS = {"admit + settle": "admit_and_settle.sql", "two bare updates": "two_updates.sql"}
+PLACES = {"1,000 customers": CUSTOMERS, "one hot customer": 1}
+
+_DATABASE = "sluice_bench"
+_MODEL = "bench"
+_PROVIDER = "openai-compatible"
+_SETTINGS = (
+    "fsync",
+    "synchronous_commit",
+    "full_page_writes",
+    "autovacuum",
+    "shared_buffers",
+    "max_wal_size",
+    "checkpoint_timeout",
+    "max_connections",
+)
+
+# As many keys as customers; the digest of "bench <n>" is what the script computes again.
+_CUSTOMERS = """
+do $$
+declare
+    v_customer_id bigint;
+begin
+    for n in 1 .. {count} loop
+        v_customer_id := (
+            api.create_customer(p_name => 'Bench ' || n, p_email => n || '@example.org') ->> 'id')::bigint;
+        perform api.add_credits(p_customer_id => v_customer_id, p_usd => 1000000);
+        perform api.create_key(
+            p_customer_id => v_customer_id, p_name => 'bench', p_prefix => 'sk_bench',
+            p_secret_hash => encode(sha256(convert_to('bench ' || n, 'UTF8')), 'hex'),
+            p_rate_limit => 1000000000);
+    end loop;
+end
+$$;
+"""
+_BARE = """
+create schema bare;
+create table bare.accounts (like gateway.accounts including all) with (fillfactor = 50);
+insert into bare.accounts (customer_id, balance_usd) select n, 1000000 from generate_series(1, {count}) as n;
+grant usage on schema bare to service_role;
+grant select, update on bare.accounts to service_role;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """What a closed loop of connections came to. A pair is two transactions."""
+
+    pairs: int
+    pairs_per_second: float
+    p50_ms: float
+    p99_ms: float
+
+
+class Bench:
+    """A database of the bench's own on the server at `url`, the superuser's."""
+
+    def __init__(self, url: str) -> None:
+        self._parameters: Mapping[str, Any] = {**conninfo.conninfo_to_dict(url), "dbname": _DATABASE}
+        self._url = conninfo.make_conninfo("", **self._parameters)
+        self._admin_url = url
+        self._paid = 0
+
+    def prepare(self) -> dict[str, str]:
+        """Make the database and its customers; return the server's version and the settings that matter."""
+        create_database(self._admin_url, _DATABASE)
+        migrate(self._url)
+        seed(self._url)
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            add_model(connection, _MODEL)
+            service_id = value(connection, "select api.reserve_service_id()")
+            connection.execute(
+                "select api.create_service(p_id => %s, p_name => 'bench', p_provider => %s,"
+                " p_base_url => 'http://127.0.0.1:9/v1', p_enabled_models => %s)",
+                [service_id, _PROVIDER, [_MODEL]],
+            )
+            count = sql.Literal(CUSTOMERS)
+            connection.execute(sql.SQL(_CUSTOMERS).format(count=count))
+            connection.execute(sql.SQL(_BARE).format(count=count))
+            connection.execute("vacuum analyze")
+            connection.execute("checkpoint")
+            shown = {name: str(value(connection, f"show {name}")) for name in ("server_version", *_SETTINGS)}
+        shown["version"] = shown.pop("server_version")
+        return shown
+
+    def run(self, script: str, *, customers: int, connections: int, seconds: int) -> Pairs:
+        """Run one script. Raises LoadError where a transaction fails."""
+        program = binaries() / "pgbench"
+        with tempfile.TemporaryDirectory(prefix="sluice-pgbench-") as directory:
+            command = [
+                *(str(program), "--no-vacuum", "--protocol=prepared", f"--file={_path(script)}"),
+                *(f"--client={connections}", f"--time={seconds}", f"--define=customers={customers}"),
+                *("--log", f"--log-prefix={directory}/log"),
+            ]
+            try:
+                ran = subprocess.run(
+                    command,
+                    env=self._environment(),
+                    capture_output=True,
+                    text=True,
+                    timeout=seconds + 30,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise LoadError("pgbench did not end") from error
+            latencies = [float(each) / 1000 for each in _latencies(Path(directory))]
+        found = re.search(r"^tps = ([\d.]+)", ran.stdout, re.MULTILINE)
+        if ran.returncode != 0 or found is None or len(latencies) < 2:
+            raise LoadError(f"pgbench failed: {(ran.stderr or ran.stdout)[-600:].strip()}")
+        if SCRIPTS["admit + settle"] == script:
+            self._paid += len(latencies)
+        cuts = quantiles(latencies, n=100, method="inclusive")
+        return Pairs(len(latencies), float(found[1]), cuts[49], cuts[98])
+
+    def check(self) -> int:
+        """Return how many pairs were paid. Raises LoadError unless exactly so many are in the books."""
+        settled = check_books(self._url)
+        if settled != self._paid:
+            raise LoadError(f"pgbench counts {self._paid} pairs, the books {settled}")
+        return settled
+
+    def _environment(self) -> dict[str, str]:
+        given = self._parameters
+        return {
+            "PATH": os.environ.get("PATH", ""),
+            "PGHOST": given["host"],
+            "PGPORT": str(given["port"]),
+            "PGUSER": given["user"],
+            "PGPASSWORD": given["password"],
+            "PGDATABASE": given["dbname"],
+            # As the role that the gateway has.
+            "PGOPTIONS": "-c role=service_role",
+        }
+
+
+def _path(script: str) -> Path:
+    return Path(__file__).with_name(script)
+
+
+def _latencies(directory: Path) -> Iterator[str]:
+    """Yield each pair's microseconds: the third field of pgbench's log."""
+    for log in directory.iterdir():
+        with log.open(encoding="ascii") as lines:
+            for line in lines:
+                yield line.split(maxsplit=3)[2]

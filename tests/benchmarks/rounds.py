@@ -1,0 +1,161 @@
+"""The rounds: everybody in turn, so that what the machine does meanwhile falls on all alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tests.benchmarks.load import LoadError, check_answer, run_streams, run_wrk
+from tests.benchmarks.pgbench import PLACES, SCRIPTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tests.benchmarks.contenders import Contender
+    from tests.benchmarks.load import Load, Streams
+    from tests.benchmarks.pgbench import Bench, Pairs
+
+    Say = Callable[[str], object]
+
+HTTP_CONNECTIONS = (1, 16)
+DATABASE_CONNECTIONS = (1, 8, 20)
+WARM_UP_SECONDS = 2
+_WARM_UP_STREAMS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long each run takes, and how often each is made."""
+
+    rounds: int
+    seconds: int
+    database_seconds: int
+    streams: int
+    """In each round."""
+
+    def expected_seconds(self, contenders: int) -> float:
+        """Return about how long the runs take together, without starts and installations."""
+        http = contenders * len(HTTP_CONNECTIONS) * (WARM_UP_SECONDS + self.rounds * (self.seconds + 0.5))
+        streams = contenders * self.rounds * self.streams * 0.04
+        runs = len(SCRIPTS) * len(PLACES) * (1 + self.rounds * len(DATABASE_CONNECTIONS))
+        return http + streams + runs * (self.database_seconds + 0.5)
+
+
+@dataclass(slots=True)
+class Figures:
+    """What one contender came to, a value a round. A failure says why it has none, or none any more."""
+
+    version: str
+    failure: str | None = None
+    """Of the plain calls."""
+    stream_failure: str | None = None
+    loads: dict[int, list[Load]] = field(default_factory=dict)
+    """By connections."""
+    streams: list[Streams] = field(default_factory=list)
+    settled: int | None = None
+    """How many requests the books hold, where there are books."""
+
+
+class HttpRounds:
+    """Loads each contender in turn, round by round. What fails drops out, with its reason kept."""
+
+    def __init__(self, contenders: Sequence[Contender], plan: Plan, say: Say) -> None:
+        self.figures = {each.name: Figures(each.version) for each in contenders}
+        self._contenders = contenders
+        self._plan = plan
+        self._say = say
+
+    def run(self) -> None:
+        """Fill in the figures. The answers of each are checked before the first run and after the last."""
+        contenders, rounds = self._contenders, self._plan.rounds
+        for contender in contenders:
+            self._say(f"checking and warming up {contender.name}")
+            self._attempt(contender, self._open)
+            self._attempt_streams(contender, self._open_streams)
+        for number in range(rounds):
+            turn = number % len(contenders)
+            order = [*contenders[turn:], *contenders[:turn]]
+            for connections in HTTP_CONNECTIONS:
+                self._say(f"round {number + 1} of {rounds}, {connections} connections")
+                for contender in order:
+                    self._attempt(contender, self._load, connections)
+            self._say(f"round {number + 1} of {rounds}, streams")
+            for contender in order:
+                self._attempt_streams(contender, self._stream)
+        for contender in contenders:
+            self._attempt(contender, self._close)
+            self._attempt_streams(contender, self._close_streams)
+
+    def _attempt(self, contender: Contender, step: Callable[..., None], *arguments: int) -> None:
+        found = self.figures[contender.name]
+        if found.failure is None:
+            try:
+                step(contender, *arguments)
+            except LoadError as error:
+                found.failure = str(error)
+
+    def _attempt_streams(self, contender: Contender, step: Callable[[Contender], None]) -> None:
+        found = self.figures[contender.name]
+        if found.stream_failure is None:
+            try:
+                step(contender)
+            except LoadError as error:
+                found.stream_failure = str(error)
+
+    def _open(self, contender: Contender) -> None:
+        check_answer(contender.plain)
+        for connections in HTTP_CONNECTIONS:
+            run_wrk(contender.plain, connections=connections, seconds=WARM_UP_SECONDS, watched={})
+
+    def _open_streams(self, contender: Contender) -> None:
+        run_streams(contender.stream, count=_WARM_UP_STREAMS)
+
+    def _load(self, contender: Contender, connections: int) -> None:
+        ran = run_wrk(
+            contender.plain, connections=connections, seconds=self._plan.seconds, watched=contender.watched
+        )
+        self.figures[contender.name].loads.setdefault(connections, []).append(ran)
+
+    def _stream(self, contender: Contender) -> None:
+        ran = run_streams(contender.stream, count=self._plan.streams)
+        self.figures[contender.name].streams.append(ran)
+
+    def _close(self, contender: Contender) -> None:
+        check_answer(contender.plain)
+        if contender.check_books is not None:
+            found = self.figures[contender.name]
+            found.settled = contender.check_books()
+            answered = sum(load.requests for loads in found.loads.values() for load in loads)
+            answered += sum(each.streams for each in found.streams)
+            if found.settled < answered:
+                raise LoadError(f"{answered} requests were answered and {found.settled} are in the books")
+
+    def _close_streams(self, contender: Contender) -> None:
+        check_answer(contender.stream)
+
+
+PairFigures = dict[str, dict[str, dict[int, list["Pairs"]]]]
+"""By place, script and connections; a value a round."""
+
+
+def run_database(bench: Bench, plan: Plan, say: Say) -> PairFigures:
+    """Run the scripts in turn, round by round, and check the books. Raises LoadError."""
+    for script in SCRIPTS.values():
+        for customers in PLACES.values():
+            bench.run(script, customers=customers, connections=8, seconds=plan.database_seconds)
+    found: PairFigures = {place: {name: {} for name in SCRIPTS} for place in PLACES}
+    for number in range(plan.rounds):
+        for connections in DATABASE_CONNECTIONS:
+            say(f"round {number + 1} of {plan.rounds}, database, {connections} connections")
+            runs = [(place, name) for place in PLACES for name in SCRIPTS]
+            turn = number % len(runs)
+            for place, name in [*runs[turn:], *runs[:turn]]:
+                ran = bench.run(
+                    SCRIPTS[name],
+                    customers=PLACES[place],
+                    connections=connections,
+                    seconds=plan.database_seconds,
+                )
+                found[place][name].setdefault(connections, []).append(ran)
+    bench.check()
+    return found
