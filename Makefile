@@ -5,6 +5,8 @@
 #   make check   format, lint and types alone
 #   make bench   the gateway beside LiteLLM and Portkey, and its SQL beside bare updates: make bench BENCH='--compare FILE'
 #   make drift   whether supabase/migrations/ builds what sql/ describes
+#   make build   the packages for Lambda, checked (ARCHITECTURE is arm64 or x86_64; STAGE's unless you say)
+#   make deploy  put STAGE (dev unless you say) on AWS, as infra/samconfig.toml has it
 #   make format  put the code into the shape that `check` wants
 #   make clean   remove what the above installed; the data in DATA_DIR stays
 #
@@ -12,17 +14,23 @@
 
 PYTHON ?= python3
 TESTS ?= tests
+STAGE ?= dev
 
 PY := .venv/bin/python
 UV := .venv/bin/uv
 MODULES := infra/local/node_modules
 TOKENIZERS := functions/gateway/tokenizers
 SOURCES := functions infra tests
+SAM := .venv/sam/bin/sam
+CONFIG := infra/samconfig.toml
+STAGE_ARCHITECTURE = $(or $(shell sed -n '/^\[$(STAGE)\./,$$ s/.*"Architecture=\([a-z0-9_]*\)".*/\1/p' $(CONFIG) | head -1),arm64)
+ARCHITECTURE ?= $(STAGE_ARCHITECTURE)
 
 export PYTHONPATH := functions:.
+export SAM_CLI_TELEMETRY := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test check bench drift format clean
+.PHONY: help dev test check bench drift build deploy format clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -30,7 +38,7 @@ help:
 dev: .venv/.dev $(TOKENIZERS)/.made
 	@$(PY) -m infra.cli dev
 
-test: check drift $(TOKENIZERS)/.made
+test: check drift $(TOKENIZERS)/.made .venv/.sam
 	$(PY) -m pytest $(TESTS)
 
 check: .venv/.test
@@ -43,6 +51,14 @@ bench: .venv/.dev $(TOKENIZERS)/.made
 
 drift: .venv/.dev
 	@$(PY) -m infra.cli drift
+
+build: .venv/.sam $(TOKENIZERS)/.made
+	ARCHITECTURE=$(ARCHITECTURE) $(SAM) build --config-file $(CURDIR)/$(CONFIG) --parameter-overrides Architecture=$(ARCHITECTURE)
+	@$(PY) -m infra.sam.package check $(ARCHITECTURE) .aws-sam/build/*Function
+
+deploy: build
+	@test "$(ARCHITECTURE)" = "$(STAGE_ARCHITECTURE)" || { echo "$(CONFIG) says $(STAGE_ARCHITECTURE) for $(STAGE), not $(ARCHITECTURE)"; exit 1; }
+	$(SAM) deploy --config-file $(CURDIR)/$(CONFIG) --config-env $(STAGE)
 
 format: .venv/.test
 	.venv/bin/ruff format $(SOURCES)
@@ -68,6 +84,12 @@ clean:
 .venv/.test: requirements-test.txt .venv/.dev
 	@echo "Installing the Python packages of the tests"
 	@$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements-test.txt
+	@touch $@
+
+.venv/.sam: requirements-sam.txt .venv/.dev
+	@echo "Installing the SAM CLI"
+	@test -x .venv/sam/bin/python || $(PY) -m venv --without-pip .venv/sam
+	@$(UV) pip install --quiet --python .venv/sam/bin/python --require-hashes -r requirements-sam.txt
 	@touch $@
 
 $(MODULES)/.made: infra/local/package-lock.json infra/local/package.json

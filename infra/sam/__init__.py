@@ -1,0 +1,1 @@
+"""What AWS's Serverless Application Model needs: packages, checks, and the gateway under `sam local`."""
