@@ -8,6 +8,7 @@ wrapper round a streaming response is where cancellations get lost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import time
@@ -29,6 +30,7 @@ from gateway.errors import (
     MethodNotAllowed,
     NotFound,
     PayloadTooLarge,
+    Unavailable,
     Unprocessable,
 )
 from gateway.observability import make_logger, request_log_keys
@@ -54,6 +56,9 @@ _MAX_BODY = "gateway.max_body_bytes"
 # reset the connection, and the client would see the reset in place of the 413.
 _DRAIN_BYTES = 64 * 1024 * 1024
 _DRAIN_SECONDS = 5.0
+
+# A client that takes nothing does not keep a server from stopping.
+_LAST_WORD_SECONDS = 1.0
 
 _HEADER_LIST = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{0,4096}")
 _EXPOSED_HEADERS = ", ".join(
@@ -147,6 +152,11 @@ class Application:
                 await response(scope, receive, head.send)
             except ClientGoneError:
                 self._logger.info("The client left before its response had begun.")
+            except asyncio.CancelledError:
+                # The server stops. What is cancelled has settled by now, and its client may ask elsewhere.
+                if not head.sent:
+                    await error_response(stopped())(scope, receive, head.send)
+                raise
             except Exception as error:
                 # A response that has begun can't become another: the server cuts the connection.
                 response = self._error_response(error)
@@ -268,8 +278,12 @@ class EventStreamResponse(Response):
         # One task for the whole stream: a task for each item would cost more than the item.
         pump = asyncio.create_task(self._pump(send), name="event-stream")
         watch = asyncio.create_task(_disconnect(receive), name="event-stream-disconnect")
+        stopping = False
         try:
             await asyncio.wait({pump, watch}, timeout=self._lifetime, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            stopping = True
+            raise
         finally:
             # Cancelled once and never again, so that the generator's cleanup may await. The pump has begun by
             # now, as the loop runs tasks in the order in which they were made: a generator that was never
@@ -277,6 +291,8 @@ class EventStreamResponse(Response):
             pump.cancel()
             watch.cancel()
             await _outlast(pump, watch)
+            if stopping and self._started and pump.cancelled():
+                await self._say_stopped(send)
         if watch.done() and not watch.cancelled():
             watch.exception()
         if not pump.cancelled():
@@ -303,6 +319,12 @@ class EventStreamResponse(Response):
             # The client has gone, and the generator has been closed on the way here.
             return
 
+    async def _say_stopped(self, send: Send) -> None:
+        """End a stream that the server's stop has cut, so that its client does not take it for whole."""
+        with contextlib.suppress(_SendFailedError, TimeoutError):
+            async with asyncio.timeout(_LAST_WORD_SECONDS):
+                await _send(send, _event(stopped()), more=False)
+
     async def _start(self, send: Send) -> None:
         if not self._started:
             self._started = True
@@ -320,7 +342,11 @@ class EventStreamResponse(Response):
             error = InternalError()
         elif error.status >= 500:  # noqa: PLR2004
             logger.error("A stream failed.", extra={"code": error.code, "detail": error.detail})
-        return b"data: " + json_text.dump(error.body()) + b"\n\n"
+        return _event(error)
+
+
+def _event(error: GatewayError) -> bytes:
+    return b"data: " + json_text.dump(error.body()) + b"\n\n"
 
 
 class _SendFailedError(Exception):
@@ -414,6 +440,11 @@ def request_id(request: Request) -> str:
 def error_response(error: GatewayError) -> Response:
     """Return the response that the contract has for this error."""
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+def stopped() -> Unavailable:
+    """Return the error for a request that the server's stop has ended before it was answered."""
+    return Unavailable("The gateway is stopping. Try again.", code="gateway_stopped", retry_after=1)
 
 
 async def read_body(request: Request) -> bytes:

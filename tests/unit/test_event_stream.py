@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from gateway import http
 from gateway.errors import ProviderTimeout
 from gateway.http import EventStreamResponse, finish
 from gateway.observability import make_logger
@@ -253,6 +254,43 @@ async def test_a_server_that_cancels_the_task(hang_at: int, spec_version: str | 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await _end(task)
+    assert call.settled == 1
+
+
+async def test_a_server_that_stops_says_so_where_the_stream_has_begun() -> None:
+    server, call = Server(), Call(hang_at=1)
+    task = _start(server, call)
+    await call.waiting.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await _end(task)
+    first, last = server.sent[1:]
+    assert (first["body"], first["more_body"], last["more_body"]) == (b"data: 0\n\n", True, False)
+    error = json.loads(last["body"].removeprefix(b"data: "))["error"]
+    assert (error["type"], error["code"]) == ("server_error", "gateway_stopped")
+
+
+async def test_a_server_that_stops_leaves_the_status_to_whoever_answers_where_it_has_not() -> None:
+    server, call = Server(), Call(hang_at=0)
+    task = _start(server, call)
+    await call.waiting.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await _end(task)
+    assert server.sent == []
+
+
+async def test_a_client_that_takes_nothing_does_not_keep_a_server_from_stopping(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "_LAST_WORD_SECONDS", 0.01)
+    server, call = Server(block_at=2), Call(hang_at=1)
+    task = _start(server, call)
+    await call.waiting.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await _end(task)
+    assert server.blocked.is_set()
     assert call.settled == 1
 
 

@@ -470,3 +470,32 @@ def test_the_import_pulls_in_nothing_that_a_cold_start_should_not_pay() -> None:
     }
     assert not loaded & unwanted
     assert not {"starlette.testclient", "starlette.templating", "pydantic.v1"} & set(run.stdout.split())
+
+
+async def test_a_server_that_stops_answers_in_the_contracts_shape_what_it_cancels() -> None:
+    entered = asyncio.Event()
+    sent: list[dict[str, Any]] = []
+
+    async def endpoint(_request: Request) -> Response:
+        entered.set()
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    async def receive() -> dict[str, Any]:
+        return await asyncio.Future()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    app = create_app([Operation("GET", "/", endpoint, "Hangs")])
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
+    task = asyncio.create_task(app(scope, receive, send))
+    await entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    start, body = sent
+    headers = dict(start["headers"])
+    assert (start["status"], headers[b"retry-after"]) == (503, b"1")
+    assert headers[b"x-request-id"].startswith(b"req_")
+    assert json.loads(body["body"])["error"]["code"] == "gateway_stopped"
