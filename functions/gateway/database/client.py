@@ -68,7 +68,9 @@ class DatabaseClient:
                 if code in _ROLLED_BACK and tries > 0:
                     await asyncio.sleep(0.01)
                     continue
-                away = code.startswith(_AWAY) or code in _GATEWAY_STATUSES
+                # A failure of SQL always has its SQLSTATE. PostgREST tells none where its connection broke
+                # under a statement, which may then have been committed.
+                away = not code or code.startswith(_AWAY) or code in _GATEWAY_STATUSES
                 kind = DatabaseAwayError if away else DatabaseError
                 raise kind(function, error.code, error.message or "") from error
             except (httpx.TransportError, httpx.InvalidURL) as error:
