@@ -3,6 +3,7 @@
 #   make dev     the whole gateway on http://127.0.0.1:8000: no Docker, no account (PORT, DATA_DIR and ADMIN_KEY are honoured)
 #   make test    everything: format, lint, types, schema drift, tests
 #   make check   format, lint and types alone
+#   make chaos   the storms, kills and outages that take minutes; `make test` has the short ones
 #   make bench   the gateway beside LiteLLM and Portkey, and its SQL beside bare updates: make bench BENCH='--compare FILE'
 #   make drift   whether supabase/migrations/ builds what sql/ describes
 #   make build   the packages for Lambda, checked (ARCHITECTURE is arm64 or x86_64; STAGE's unless you say)
@@ -30,7 +31,7 @@ export PYTHONPATH := functions:.
 export SAM_CLI_TELEMETRY := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test check bench drift build deploy format clean
+.PHONY: help dev test check chaos bench drift build deploy format clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -45,6 +46,9 @@ check: .venv/.test
 	.venv/bin/ruff format --check $(SOURCES)
 	.venv/bin/ruff check $(SOURCES)
 	.venv/bin/mypy $(SOURCES)
+
+chaos: .venv/.test $(TOKENIZERS)/.made
+	$(PY) -m pytest -m chaos -s $(TESTS)
 
 bench: .venv/.dev $(TOKENIZERS)/.made
 	@$(PY) -m tests.benchmarks $(BENCH)

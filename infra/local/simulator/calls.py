@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_CALLS_KEPT = 256
+CALLS_KEPT = 256
 
 
 @dataclass(slots=True)
@@ -31,13 +31,13 @@ class Call:
 
 
 class CallLog:
-    """The number of calls by model and the last 256 calls whole. Safe to read from another thread."""
+    """The number of calls by model and the last `kept` calls whole. Safe to read from another thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, kept: int = CALLS_KEPT) -> None:
         # Re-entrant, since what is waited for reads the log.
         self._changed = threading.Condition(threading.RLock())
         self._counts: collections.Counter[str] = collections.Counter()
-        self._calls: collections.deque[Call] = collections.deque(maxlen=_CALLS_KEPT)
+        self._calls: collections.deque[Call] = collections.deque(maxlen=kept)
 
     def begin(self, wire: str, model: str, headers: dict[str, str], body: dict[str, Any]) -> Call:
         with self._changed:

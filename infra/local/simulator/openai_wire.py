@@ -365,6 +365,8 @@ class ChatCompletions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         body = await _read_json(receive)
+        if body is None:
+            return
         model = str(body.get("model") or "")
         call = self._log.begin(WIRE, model, headers, body)
         behaviour = parse_behaviour(headers.get("x-sim-behaviour") or model)
@@ -384,12 +386,17 @@ class ChatCompletions:
             await transport.run(transport.send_json(200, completion.plain()))
 
 
-async def _read_json(receive: Receive) -> dict[str, Any]:
-    """Read the whole body; anything but a JSON object is read as an empty one, which lacks a model."""
+async def _read_json(receive: Receive) -> dict[str, Any] | None:
+    """Read the whole body; anything but a JSON object is read as an empty one, which lacks a model.
+
+    None where the client left before it was whole: nothing was asked.
+    """
     raw = b""
     more = True
     while more:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
         raw += message.get("body", b"")
         more = message.get("more_body", False)
     try:
