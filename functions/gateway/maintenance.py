@@ -7,8 +7,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from gateway.database.client import DatabaseAwayError, DatabaseError
+from gateway.spool import replay_messages
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gateway.runtime.process import Process
 
 BATCH = 500
@@ -33,6 +36,18 @@ class Sweep:
             "released_usd": f"{self.released_usd:f}",
             "partitions_made": list(self.partitions_made),
         }
+
+
+async def answer(process: Process, event: Mapping[str, Any]) -> dict[str, Any]:
+    """Do what a Lambda event asks for: replay a batch of the settlement queue, or do all of it, once.
+
+    A batch is answered with the messages that have to stay in the queue, as SQS takes it from a function with
+    ReportBatchItemFailures. Raises what `run_once` raises.
+    """
+    if "Records" in event:
+        left = await replay_messages(event["Records"], process.database, process.logger)
+        return {"batchItemFailures": [{"itemIdentifier": identity} for identity in left]}
+    return (await run_once(process)).as_json()
 
 
 async def run_once(process: Process) -> Sweep:

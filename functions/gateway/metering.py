@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from gateway.database.rpc import Admission, Database, RateLimits, Settled, Settlement
     from gateway.observability import Logger
-    from gateway.spool import FileSpool
+    from gateway.spool import Spool
 
 LEASE_MARGIN_SECONDS = 60
 """How long a hold outlives the deadline of its call: time enough to settle in."""
@@ -43,7 +43,7 @@ _DRAIN_SECONDS = _SETTLE_SECONDS + 2
 class Meter:
     """Admits requests and settles them."""
 
-    def __init__(self, database: Database, spool: FileSpool, logger: Logger) -> None:
+    def __init__(self, database: Database, spool: Spool, logger: Logger) -> None:
         self._database = database
         self._spool = spool
         self._logger = logger

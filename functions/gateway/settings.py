@@ -108,6 +108,8 @@ class Settings(BaseModel):
     """Key id → 32 bytes. Provider keys are sealed under the first and opened under any."""
     spool_dir: Path = Field(default_factory=lambda: Path(tempfile.gettempdir()) / "sluice-spool")
     """Where settlements that can't reach the database wait."""
+    spool_queue_url: str | None = None
+    """The SQS queue where they wait on Lambda, whose disk does not last."""
     request_timeout_seconds: Annotated[Seconds, Field(le=900)] = 840.0
     connect_timeout_seconds: Seconds = 5.0
     keep_alive_seconds: Seconds = 15.0
@@ -168,6 +170,7 @@ _VARIABLES = {
     "SLUICE_MASTER_KEYS": "master_keys",
     "SLUICE_ALLOW_PRIVATE_URLS": "allow_private_urls",
     "SLUICE_SPOOL_DIR": "spool_dir",
+    "SLUICE_SPOOL_QUEUE_URL": "spool_queue_url",
     "SLUICE_REQUEST_TIMEOUT_SECONDS": "request_timeout_seconds",
     "SLUICE_CONNECT_TIMEOUT_SECONDS": "connect_timeout_seconds",
     "SLUICE_KEEP_ALIVE_SECONDS": "keep_alive_seconds",

@@ -9,18 +9,28 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.database.client import DatabaseAwayError, DatabaseError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from gateway.database.rpc import Database
     from gateway.observability import Logger
 
 _SUFFIX = ".settlement.json"
+
+
+class Spool(Protocol):
+    """Where settlements wait for the database."""
+
+    async def keep(self, settlement: Mapping[str, Any]) -> None:
+        """Return when the settlement is safe. Raises OSError."""
+
+    async def replay(self, database: Database) -> int:
+        """Settle what is kept here, and return how many were."""
 
 
 class FileSpool:
@@ -84,3 +94,61 @@ class FileSpool:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+class QueueSpool:
+    """An SQS queue of settlements. Its messages come to the maintenance function, which replays them."""
+
+    def __init__(self, queue_url: str) -> None:
+        self._queue_url = queue_url
+
+    async def keep(self, settlement: Mapping[str, Any]) -> None:
+        """Send a settlement to the queue. Raises OSError."""
+        await asyncio.to_thread(self._send, json.dumps(settlement))
+
+    async def replay(self, database: Database) -> int:  # noqa: ARG002
+        """Settle nothing: the queue itself brings what it holds."""
+        return 0
+
+    def _send(self, settlement: str) -> None:
+        # Only here, where a settlement has failed: boto3 is Lambda's own, and takes half a second to import.
+        import boto3  # noqa: PLC0415
+        from botocore.config import Config  # noqa: PLC0415
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+        patience = Config(
+            connect_timeout=2, read_timeout=3, retries={"total_max_attempts": 2, "mode": "standard"}
+        )
+        try:
+            client = boto3.session.Session().client("sqs", config=patience)
+            try:
+                client.send_message(QueueUrl=self._queue_url, MessageBody=settlement)
+            finally:
+                client.close()
+        except (BotoCoreError, ClientError) as error:
+            raise OSError(f"the queue took no settlement: {error}") from error
+
+
+async def replay_messages(
+    messages: Sequence[Mapping[str, Any]], database: Database, logger: Logger
+) -> list[str]:
+    """Settle a batch of the queue's messages, and return the ids of those that have to stay in it.
+
+    One that the database refuses stays too, so that the queue hands it to a person at last: to its
+    dead-letter queue. Once the database is away, the rest of the batch stays untried.
+    """
+    left: list[str] = []
+    away = False
+    for message in messages:
+        try:
+            if not away:
+                settlement = json.loads(message["body"])
+                if await database.settle_request(settlement) is not None:
+                    continue
+                logger.error("A kept settlement is of an unknown request.", extra={"settlement": settlement})
+        except DatabaseAwayError:
+            away = True
+        except (DatabaseError, ValueError):
+            logger.exception("A kept settlement was refused.", extra={"settlement": message["body"]})
+        left.append(message["messageId"])
+    return left

@@ -1,4 +1,4 @@
-"""The maintenance function: run by a schedule, it answers no HTTP."""
+"""The maintenance function: run by a schedule and by the queue of settlements, it answers no HTTP."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import functools
 from typing import Any
 
-from gateway.maintenance import run_once
+from gateway.maintenance import answer
 from gateway.runtime.process import current_process
 
 
@@ -16,6 +16,6 @@ def _runner() -> asyncio.Runner:
     return asyncio.Runner()
 
 
-def handler(_event: dict[str, Any], _context: object) -> dict[str, Any]:
-    """Do the maintenance once, and return what was done. Raises DatabaseError, for the schedule's alarm."""
-    return _runner().run(run_once(current_process())).as_json()
+def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """Do what the event asks for, and return what was done. Raises DatabaseError, for the alarm."""
+    return _runner().run(answer(current_process(), event))

@@ -6,6 +6,7 @@ Nothing of it depends on a request. The clients belong to the event loop that th
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 from http.cookiejar import Cookie, CookieJar
 from typing import Self
@@ -16,8 +17,9 @@ from gateway.database.client import DatabaseClient, open_http
 from gateway.database.rpc import Database
 from gateway.metering import Meter
 from gateway.observability import Logger, make_logger
+from gateway.runtime.secrets import with_secret
 from gateway.settings import Settings
-from gateway.spool import FileSpool
+from gateway.spool import FileSpool, QueueSpool, Spool
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Process:
     settings: Settings
     logger: Logger
     database: Database
-    spool: FileSpool
+    spool: Spool
     meter: Meter
     providers_http: httpx.AsyncClient
     database_http: httpx.AsyncClient
@@ -40,7 +42,8 @@ class Process:
         database = Database(
             DatabaseClient(settings.rest_url, settings.supabase_key.get_secret_value(), database_http)
         )
-        spool = FileSpool(settings.spool_dir, logger)
+        queue_url = settings.spool_queue_url
+        spool: Spool = QueueSpool(queue_url) if queue_url else FileSpool(settings.spool_dir, logger)
         return cls(
             settings=settings,
             logger=logger,
@@ -60,11 +63,12 @@ class Process:
 
 @functools.cache
 def current_process() -> Process:
-    """Return this process's settings and clients, made from the environment at the first call.
+    """Return this process's settings and clients, made from the environment and the secret at the first call.
 
-    Raises SettingsError.
+    That is in the first request and not at the start: until then Lambda's extension may serve no secret, and
+    a snapshot holds none. Raises SettingsError.
     """
-    return Process.start(Settings.from_environment())
+    return Process.start(Settings.from_environment(with_secret(os.environ)))
 
 
 class _NoCookies(CookieJar):
