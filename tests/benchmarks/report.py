@@ -372,7 +372,10 @@ def _first_line(text: str) -> str:
 
 def read(path: Path) -> dict[str, Any]:
     """Return a kept run. Raises ValueError where the file is none of this format."""
-    kept: Any = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        kept: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        kept = None
     if not isinstance(kept, dict) or kept.get("format") != FORMAT:
         raise ValueError(f"{path} holds no run of this bench's format {FORMAT}")
     return kept
