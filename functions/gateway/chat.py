@@ -27,6 +27,7 @@ from gateway.metering import database_failed, rate_limit_headers, refusal_error
 from gateway.providers.openai_compatible import openai_usage
 from gateway.providers.registry import find_provider
 from gateway.providers.wire import Chunk, Fault, ProviderError, StreamDone, StreamFailed
+from gateway.redaction import redact
 from gateway.schemas.chat import ChatCompletionRequest, GenerateRequest, LayersChatRequest
 from gateway.schemas.usage import TokenUsage
 from gateway.tokens import count_request, count_text, input_bound
@@ -185,7 +186,9 @@ class Chat:
         found = await self._models(request, name=name)
         if not found:
             raise NotFound(
-                f"The model {name[:200]!r} does not exist here.", code="model_not_found", param="model"
+                f"The model {redact(name)[:200]!r} does not exist here.",
+                code="model_not_found",
+                param="model",
             )
         return JSONResponse(found[0])
 

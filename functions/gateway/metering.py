@@ -22,6 +22,7 @@ from gateway.errors import (
     Unprocessable,
 )
 from gateway.observability import append_log_keys
+from gateway.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -180,7 +181,7 @@ def refusal_error(refusal: Refusal) -> GatewayError:
 
 def _refusal_error(refusal: Refusal) -> GatewayError:  # noqa: C901, PLR0911, PLR0912 - a table
     details = refusal.details
-    model = str(details.get("model", ""))[:200]
+    model = redact(str(details.get("model", "")))[:200]
     match refusal.code:
         case "unknown_key" | "inactive_key" | "expired_key" | "wrong_user":
             # One message for all: a guess learns nothing.

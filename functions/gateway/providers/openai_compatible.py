@@ -7,6 +7,7 @@ read here without asking who sent them, since self-hosted servers of unknown mak
 from __future__ import annotations
 
 import math
+import re
 import time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ MAX_PLAUSIBLE_TOKENS = 100_000_000
 _BOUND_FIELDS = ("max_tokens", "max_completion_tokens")
 _MAX_MESSAGE_CHARS = 600
 _MAX_RETRY_AFTER_SECONDS = 3600.0
+_TERM = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 _USAGE_NULL_AT_END = ',"usage":null}'
 
 
@@ -498,12 +500,12 @@ def _error(
     error = error if isinstance(error, dict) else {}
     fault = _fault(status, body, error)
     title = call.provider.title
-    # What a provider says of a client's fault may quote the prompt: it goes to the client and not to the log.
-    detail = f"status {status}"
-    if fault is not Fault.CLIENT:
-        detail += f": {said or _scrub(call, excerpt[:2000].decode('utf-8', 'replace'))}"
     if fault is Fault.OPERATOR:
-        return _operator_fault(call, detail, status)
+        words = said or _scrub(call, excerpt[:2000].decode("utf-8", "replace"))
+        return _operator_fault(call, f"status {status}: {words}", status)
+    # What a provider says of anything but our connection may quote the prompt: the log gets its terms alone.
+    terms = filter(None, (_term(error.get("type")), _term(error.get("code"))))
+    detail = ", ".join([f"status {status}", *terms])
     if fault is Fault.CLIENT:
         message = f"{title} refused the request: {said or f'status {status}'}"
     elif status in {408, 504}:
@@ -517,7 +519,7 @@ def _error(
         fault,
         message,
         status=status,
-        code=_short(error.get("code")) if fault is Fault.CLIENT else None,
+        code=_term(error.get("code")) if fault is Fault.CLIENT else None,
         param=_short(error.get("param")) if fault is Fault.CLIENT else None,
         retry_after=retry_after,
         detail=detail,
@@ -562,6 +564,11 @@ def _scrub(call: ProviderCall, text: str) -> str:
             text = text.replace(secret, REDACTED)
     text = "".join(char if char.isprintable() else " " for char in redact(text))
     return text if len(text) <= _MAX_MESSAGE_CHARS else f"{text[:_MAX_MESSAGE_CHARS]}…"
+
+
+def _term(value: Any) -> str | None:
+    """Return a name that programs go by; None for anything else, such as a sentence."""
+    return redact(value) if isinstance(value, str) and _TERM.fullmatch(value) else None
 
 
 def _short(value: Any) -> str | None:
