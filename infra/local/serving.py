@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import uvicorn
 
-from infra.local.processes import HOST, StackError
+from infra.local.processes import HOST, StackError, listening_socket
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -44,7 +44,7 @@ class ThreadedServer:
 
     def start(self, patience: float = 10.0) -> Self:
         """Listen; StackError when the port is taken or the server does not come up."""
-        listener = socket.socket()
+        listener = listening_socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, self.port))

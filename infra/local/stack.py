@@ -21,7 +21,7 @@ from infra.local.database import create_database, create_roles, migrate, seed
 from infra.local.maintenance import Sweeper
 from infra.local.postgres import EmbeddedPostgres
 from infra.local.postgrest import PostgRest
-from infra.local.processes import HOST, ExclusiveLock, StackError
+from infra.local.processes import HOST, ExclusiveLock, StackError, listening_socket
 from infra.local.seeding import Seeds, provider_keys, seed_stack
 from infra.local.server import STOP_SIGNALS, Gateway, load_functions, serve
 from infra.local.serving import ThreadedServer
@@ -178,7 +178,7 @@ def database_url(environ: Mapping[str, str]) -> str:
 @contextlib.contextmanager
 def _listener(port: int) -> Iterator[socket.socket]:
     """Take the port before anything is started, but don't listen: clients are refused until we are ready."""
-    with socket.socket() as listener:
+    with listening_socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))

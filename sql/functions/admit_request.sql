@@ -161,6 +161,7 @@ revoke all on function gateway.describe_limits(gateway.limit_state[], timestampt
 -- is not bounded here: p_input_tokens_bound is to be null for it, for then the media classes' prices count.
 --
 -- Locks, in this order: the idempotency key, the limit counters (in key order), the account. Everything else is only read.
+-- Generic plans: through PostgREST the planner otherwise plans anew at each call, which took 1.5 ms of the 3.4 (measured).
 create function api.admit_request(
     p_key_hash text,
     p_request_id text,
@@ -178,7 +179,7 @@ create function api.admit_request(
     p_idempotency_key text default null,
     p_body_hash text default null
 ) returns jsonb
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan
 as $$
 declare
     c_least_output constant bigint := 16;

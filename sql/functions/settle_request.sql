@@ -85,8 +85,9 @@ revoke all on function gateway.tame_usage(jsonb) from public;
 -- claims beyond all measure is cut to what the books can hold.
 -- {"status": "unknown_request"} where there is no such request.
 -- Locks, in this order: the request, its idempotency key, the limit counters (in key order), the account.
+-- Generic plans, as for api.admit_request: 1.5 -> 1.0 ms a call.
 create function api.settle_request(p_settlement jsonb) returns jsonb
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan
 as $$
 declare
     c_most_usd constant numeric := 9999999999.9999999999;

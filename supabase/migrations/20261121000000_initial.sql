@@ -1210,6 +1210,7 @@ revoke all on function gateway.describe_limits(gateway.limit_state[], timestampt
 -- is not bounded here: p_input_tokens_bound is to be null for it, for then the media classes' prices count.
 --
 -- Locks, in this order: the idempotency key, the limit counters (in key order), the account. Everything else is only read.
+-- Generic plans: through PostgREST the planner otherwise plans anew at each call, which took 1.5 ms of the 3.4 (measured).
 create function api.admit_request(
     p_key_hash text,
     p_request_id text,
@@ -1227,7 +1228,7 @@ create function api.admit_request(
     p_idempotency_key text default null,
     p_body_hash text default null
 ) returns jsonb
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan
 as $$
 declare
     c_least_output constant bigint := 16;
@@ -1668,8 +1669,9 @@ revoke all on function gateway.tame_usage(jsonb) from public;
 -- claims beyond all measure is cut to what the books can hold.
 -- {"status": "unknown_request"} where there is no such request.
 -- Locks, in this order: the request, its idempotency key, the limit counters (in key order), the account.
+-- Generic plans, as for api.admit_request: 1.5 -> 1.0 ms a call.
 create function api.settle_request(p_settlement jsonb) returns jsonb
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan
 as $$
 declare
     c_most_usd constant numeric := 9999999999.9999999999;
