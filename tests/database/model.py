@@ -1,7 +1,8 @@
 """The engine as DESIGN.md and API.md say it, in plain Python: what the SQL functions are held against.
 
-One call at a time, in memory, with no lock. Money is Decimal in USD and never inexact: the context traps it. A price is
-USD per million tokens (or per request, or per image). `decide` only looks; what is decided is put down by `admit`.
+One call at a time, in memory, with no lock. Money is Decimal in USD and never inexact: the context traps
+it. A price is USD per million tokens (or per request, or per image). `decide` only looks; `admit` puts down
+what it decided.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ METRICS = ("requests", "tokens", "spend_usd")
 
 Prices = Mapping[str, Decimal]
 Usage = Mapping[str, int]
+Number = Decimal | int
 T = TypeVar("T")
 
 
@@ -192,8 +194,8 @@ class Limit:
     counter: CounterKey
     start: datetime
     end: datetime
-    hard: Mapping[str, Decimal | int | None]
-    soft: Mapping[str, Decimal | int | None]
+    hard: Mapping[str, Number | None]
+    soft: Mapping[str, Number | None]
     used: Amounts
 
     def applies_to(self, candidate: Candidate) -> bool:
@@ -201,7 +203,7 @@ class Limit:
             return self.counter.subject_id == candidate.service_id
         return self.counter.model_id in {0, candidate.model_id}
 
-    def left(self, metric: str) -> Decimal | int | None:
+    def left(self, metric: str) -> Number | None:
         hard = self.hard[metric]
         return None if hard is None else hard - getattr(self.used, metric)
 
@@ -308,9 +310,9 @@ class Decision:
     """Those that the answer's headers tell of, with this request counted if it was admitted."""
 
     @property
-    def tightest(self) -> dict[str, Decimal | int | None]:
+    def tightest(self) -> dict[str, Number | None]:
         """What is left for the client of requests and tokens."""
-        left: dict[str, Decimal | int | None] = {}
+        left: dict[str, Number | None] = {}
         for metric in ("requests", "tokens"):
             found = [
                 limit.left(metric)
@@ -348,7 +350,7 @@ class Receipt:
     balance_after: Decimal
 
 
-def _least(values: Iterable[Decimal | int | None]) -> Decimal | int | None:
+def _least(values: Iterable[Number | None]) -> Number | None:
     return min((value for value in values if value is not None), default=None)
 
 
@@ -363,7 +365,7 @@ class Model:
     prices: dict[tuple[str, int | None], Prices]
     """What is in force for a model, on one service or (None) on any."""
     settings: Settings = field(default_factory=Settings)
-    limits: dict[tuple[Subject, str], dict[str, Decimal | int]] = field(default_factory=dict)
+    limits: dict[tuple[Subject, str], dict[str, Number]] = field(default_factory=dict)
     counters: dict[CounterKey, Counter] = field(default_factory=dict)
     requests: dict[str, Request] = field(default_factory=dict)
     ledger: dict[int, list[Entry]] = field(default_factory=lambda: defaultdict(list))
@@ -427,13 +429,18 @@ class Model:
                 ),
             )
             counted.append((limit.counter, limit.start, amounts))
-            shown.append(replace(limit, used=_sum(limit.used, amounts)))
+            shown.append(replace(limit, used=added(limit.used, amounts)))
         return Decision(
             candidates=tuple(fitting),
             hold_usd=max(candidate.hold_usd for candidate in fitting),
             counted=tuple(counted),
             limits=tuple(shown),
         )
+
+    def limits_on(self, call: Call, at: datetime) -> list[Limit]:
+        """Every limit that a call falls under at this moment."""
+        customer = self.customers[self.keys[call.key_id]]
+        return self._applicable_limits(call.key_id, customer, self._candidates(call), at)
 
     def _candidates(self, call: Call) -> list[Candidate]:
         found = []
@@ -452,7 +459,7 @@ class Model:
     ) -> list[Limit]:
         found: list[Limit] = []
 
-        def add(counter: CounterKey, row: Mapping[str, Decimal | int | None]) -> None:
+        def add(counter: CounterKey, row: Mapping[str, Number | None]) -> None:
             if all(value is None for value in row.values()):
                 return
             zone = "UTC" if counter.subject == "service" else customer.zone
@@ -556,11 +563,10 @@ class Model:
         tokens = candidate.input_bound + output * call.choices
         return round_up(tokens_usd + fixed_usd), self.settings.terms().charge(tokens, tokens_usd, fixed_usd)
 
-    def _affordable(self, candidate: Candidate, call: Call, money: Decimal) -> int | None:
+    def _affordable(self, candidate: Candidate, call: Call, money: Number) -> int | None:
         """The most output tokens of each choice whose hold this money covers; None if they cost nothing.
 
-        Below zero where not even the input is covered. Found by bisection on the hold itself, so that it is what
-        `_most` says and no formula beside it.
+        Below zero where not even the input is covered. By bisection on the hold itself: no second formula.
         """
         if self._most(candidate, call, 0)[1] == self._most(candidate, call, 10**12)[1]:
             return None
@@ -643,7 +649,7 @@ class Model:
         for counted in request.counted:
             known = self.counters.get(counted.counter)
             used = known.used if known is not None and known.start == counted.start else UNUSED
-            self.counters[counted.counter] = Counter(counted.start, _sum(used, counted.amounts))
+            self.counters[counted.counter] = Counter(counted.start, added(used, counted.amounts))
         if call.idempotency_key is not None:
             self.keyed[call.key_id, call.idempotency_key] = Keyed(request_id, call.body)
 
@@ -711,12 +717,12 @@ class Model:
         """Let a request stand for `amounts`, where the window that admitted it still runs."""
         known = self.counters[counted.counter]
         if known.start == counted.start:
-            known.used = _sum(_difference(known.used, counted.amounts), amounts)
-            assert min(known.used) >= 0, f"{counted.counter} counts less than nothing"
+            known.used = added(without(known.used, counted.amounts), amounts)
+            assert all(figure >= 0 for figure in known.used), f"{counted.counter} counts less than nothing"
         counted.amounts = amounts
 
     def expire(self, limit: int, passing_over: frozenset[str] = frozenset()) -> list[str]:
-        """End the oldest holds whose lease has run out, but those that somebody is ending; which they were."""
+        """End the oldest holds whose lease has run out, but those that somebody else is ending; their ids."""
         due = [
             request
             for request in sorted(self.requests.values(), key=lambda request: request.lapsed or 0)
@@ -765,7 +771,7 @@ class Model:
         self._book(customer, "credit" if usd > 0 else "correction", usd, reference=reference)
         return "credited"
 
-    def set_limit(self, subject: Subject, metric: str, per: str, most: Decimal | int | None) -> None:
+    def set_limit(self, subject: Subject, metric: str, per: str, most: Number | None) -> None:
         """A limit brings a soft mark at 80 percent, and takes it along when it goes."""
         row = self.limits.setdefault((subject, per), {})
         if most is None:
@@ -778,7 +784,7 @@ class Model:
                 mark if metric == "spend_usd" else int(mark.to_integral_value(ROUND_FLOOR))
             )
 
-    def set_mark(self, subject: Subject, metric: str, per: str, mark: Decimal | int | None) -> None:
+    def set_mark(self, subject: Subject, metric: str, per: str, mark: Number | None) -> None:
         row = self.limits.setdefault((subject, per), {})
         row.pop(f"warn_{metric}", None)
         if mark is not None:
@@ -811,9 +817,9 @@ class Model:
 
     # Sums
 
-    def rollups(self) -> dict[tuple[int, datetime, int, int, int], dict[str, Decimal | int]]:
-        """What the requests that have ended come to, by customer, quarter of an hour, key, model and service."""
-        found: dict[tuple[int, datetime, int, int, int], dict[str, Decimal | int]] = {}
+    def rollups(self) -> dict[tuple[int, datetime, int, int, int], dict[str, Number]]:
+        """What the ended requests come to, by customer, quarter of an hour, key, model and service."""
+        found: dict[tuple[int, datetime, int, int, int], dict[str, Number]] = {}
         for request in self.requests.values():
             if request.state == "held":
                 continue
@@ -837,7 +843,7 @@ class Model:
         return found
 
 
-def _sum(first: Amounts, second: Amounts) -> Amounts:
+def added(first: Amounts, second: Amounts) -> Amounts:
     return Amounts(
         first.requests + second.requests,
         first.tokens + second.tokens,
@@ -845,7 +851,7 @@ def _sum(first: Amounts, second: Amounts) -> Amounts:
     )
 
 
-def _difference(first: Amounts, second: Amounts) -> Amounts:
+def without(first: Amounts, second: Amounts) -> Amounts:
     return Amounts(
         first.requests - second.requests,
         first.tokens - second.tokens,
