@@ -1,4 +1,4 @@
-"""What has to be done every minute: kept settlements replayed, expired holds ended, partitions made ahead."""
+"""What has to be done every minute: settlements replayed, holds ended, partitions made, old keys forgotten."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Sweep:
     charged_usd: Decimal = Decimal(0)
     released_usd: Decimal = Decimal(0)
     partitions_made: tuple[str, ...] = ()
+    idempotency_keys_forgotten: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return it with amounts as decimal text."""
@@ -59,7 +60,7 @@ async def run_once(process: Process) -> Sweep:
     sweep = Sweep()
     failures: list[DatabaseError] = []
     # Replayed first: a settlement in time is better than one after its hold has expired.
-    for step in (_replay, _expire, _make_partitions):
+    for step in (_replay, _expire, _make_partitions, _forget):
         try:
             await step(process, sweep)
         except DatabaseAwayError:
@@ -88,3 +89,7 @@ async def _expire(process: Process, sweep: Sweep) -> None:
 
 async def _make_partitions(process: Process, sweep: Sweep) -> None:
     sweep.partitions_made = tuple(await process.database.create_request_partitions())
+
+
+async def _forget(process: Process, sweep: Sweep) -> None:
+    sweep.idempotency_keys_forgotten = await process.database.forget_idempotency_keys()

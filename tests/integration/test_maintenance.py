@@ -83,6 +83,7 @@ async def test_expired_holds_are_ended_once(management: Management) -> None:
         "charged_usd": "0",
         "released_usd": "0.00294",
         "partitions_made": [],
+        "idempotency_keys_forgotten": 0,
     }
     balance = await management.ok("GET", "/user/balance", key=customer.key)
     assert (balance["balance_usd"], balance["held_usd"]) == ("1", second.hold_usd)
@@ -168,3 +169,21 @@ def test_schedules_handler_runs_again_and_again_on_one_loop(
         runner.close()
         module._runner.cache_clear()
         current_process.cache_clear()
+
+
+async def test_idempotency_keys_older_than_a_day_are_forgotten(management: Management) -> None:
+    customer = management.customer()
+    with management.database.connect() as connection:
+        connection.execute("select set_config('gateway.engine', 'on', false)")
+        for name, age in (("old", "25 hours"), ("young", "23 hours")):
+            connection.execute(
+                "insert into gateway.idempotency_keys"
+                " (key_id, idempotency_key, body_hash, request_id, charged, created_at)"
+                " values (%s, %s, sha256('x'), 'req_00000000', true, now() - %s::interval)",
+                [customer.key_id, name, age],
+            )
+    sweep = await run_once(management.process)
+    assert sweep.idempotency_keys_forgotten == 1
+    with management.database.connect() as connection:
+        left = connection.execute("select idempotency_key from gateway.idempotency_keys").fetchall()
+    assert left == [("young",)]

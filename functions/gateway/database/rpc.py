@@ -191,6 +191,10 @@ class Database:
         made: list[str] = await self._call("create_request_partitions", months=months)
         return made
 
+    async def forget_idempotency_keys(self, *, limit: int = 10_000) -> int:
+        forgotten: int = await self._call("forget_idempotency_keys", limit=limit)
+        return forgotten
+
     async def check_ledger(self) -> JSONObject:
         return await self._object("check_ledger")
 
