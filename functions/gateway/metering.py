@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.database.rpc import Admission, Database, RateLimits, Settled, Settlement
-    from gateway.observability import Logger
+    from gateway.observability import Logger, Metrics
     from gateway.spool import Spool
 
 LEASE_MARGIN_SECONDS = 60
@@ -44,11 +44,14 @@ _DRAIN_SECONDS = _SETTLE_SECONDS + 2
 class Meter:
     """Admits requests and settles them."""
 
-    def __init__(self, database: Database, spool: Spool, logger: Logger) -> None:
+    def __init__(
+        self, database: Database, spool: Spool, logger: Logger, metrics: Metrics | None = None
+    ) -> None:
         self._database = database
         self._spool = spool
         self._logger = logger
-        self._open: set[str] = set()
+        self._metrics = metrics
+        self._open: dict[str, Admission | None] = {}
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -59,10 +62,10 @@ class Meter:
 
         Raises the contract's error for a refusal, and Unavailable (503) where the database is away.
         """
-        self._open.add(request_id)
+        self._open[request_id] = None
         self._idle.clear()
         try:
-            return await self._admit(
+            admission = await self._admit(
                 request_id=request_id,
                 lease_seconds=int(seconds) + LEASE_MARGIN_SECONDS,
                 models=models,
@@ -71,6 +74,8 @@ class Meter:
         except BaseException:
             self._close(request_id)
             raise
+        self._open[request_id] = admission
+        return admission
 
     async def _admit(self, **request: Any) -> Admission:
         try:
@@ -91,9 +96,11 @@ class Meter:
         Raises nothing but CancelledError, and that when the settlement is safe.
         """
         document = settlement.as_json()
+        settled = None
         try:
             async with asyncio.timeout(_SETTLE_SECONDS):
-                return await self._settle(document)
+                settled = await self._settle(document)
+                return settled
         except asyncio.CancelledError as stopped:
             await self._keep(document, stopped)
             raise
@@ -101,6 +108,7 @@ class Meter:
             await self._keep(document, error)
             return None
         finally:
+            self._measure(settlement, settled)
             self._close(settlement.request_id)
 
     async def drain(self, seconds: float = _DRAIN_SECONDS) -> None:
@@ -110,9 +118,26 @@ class Meter:
                 await self._idle.wait()
 
     def _close(self, request_id: str) -> None:
-        self._open.discard(request_id)
+        self._open.pop(request_id, None)
         if not self._open:
             self._idle.set()
+
+    def _measure(self, settlement: Settlement, settled: Settled | None) -> None:
+        """Write the request's metrics, once, whatever became of it."""
+        if self._metrics is None or (settled is not None and settled.already):
+            return
+        admission = self._open.get(settlement.request_id)
+        routes = admission.candidates if admission is not None else ()
+        route = next((route for route in routes if route.route_id == settlement.route_id), None)
+        route = route or next(iter(routes), None)
+        try:
+            self._metrics.record(
+                _measurements(settlement, settled),
+                model=route.model if route is not None else "unknown",
+                provider=route.provider if route is not None else "unknown",
+            )
+        except Exception:
+            self._logger.exception("The metrics of a request could not be written.")
 
     async def _keep(self, document: dict[str, Any], cause: BaseException) -> None:
         # The log has the whole of it, should the disk fail too.
@@ -145,6 +170,24 @@ class Meter:
                 )
             return settled
         raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _measurements(settlement: Settlement, settled: Settled | None) -> dict[str, tuple[str, float]]:
+    values: dict[str, tuple[str, float]] = {
+        "Requests": ("Count", 1),
+        "Errors": ("Count", settlement.outcome in {"failed", "cut"}),
+        "PendingSettlements": ("Count", settled is None),
+        "Latency": ("Milliseconds", settlement.latency_ms),
+    }
+    if settlement.time_to_first_token_ms is not None:
+        values["TimeToFirstToken"] = ("Milliseconds", settlement.time_to_first_token_ms)
+    for name, count in (settlement.usage or {}).items():
+        values[f"{name.title().replace('_', '')}Tokens"] = ("Count", count)
+    if settled is not None:
+        values["CostUsd"] = ("None", float(settled.cost_usd))
+        values["ChargeUsd"] = ("None", float(settled.charge_usd))
+        values["UncollectedUsd"] = ("None", float(settled.uncollected_usd))
+    return values
 
 
 def database_failed(error: DatabaseError) -> GatewayError:

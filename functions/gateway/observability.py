@@ -1,4 +1,4 @@
-"""Structured logs: JSON lines with the request's keys, and no secret in them.
+"""Structured logs: JSON lines with the request's keys, and no secret in them. Metrics are log lines too.
 
 Keys such as the request's id belong to the request and not to the logger: many requests run at once on one
 event loop, and a warm function serves many tenants. They live in a context variable, so that a task sees
@@ -7,21 +7,26 @@ those of the request that it was started for.
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import IO, TYPE_CHECKING, Any
 
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.logging.formatter import LambdaPowertoolsFormatter
+from aws_lambda_powertools.metrics import EphemeralMetrics
 
 from gateway.redaction import REDACTED, redact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-__all__ = ["Logger", "append_log_keys", "make_logger", "request_log_keys"]
+    from gateway.settings import Settings
+
+__all__ = ["Logger", "Metrics", "append_log_keys", "make_logger", "open_metrics", "request_log_keys"]
 
 SERVICE = "sluice"
+_SERVICE_NAME = "POWERTOOLS_SERVICE_NAME"
 
 # A secret without a known shape is still known by its name.
 _SECRET_NAMES = frozenset(
@@ -112,3 +117,29 @@ def _clean(value: Any, depth: int = 0) -> Any:
 
 def _is_secret(name: Any, value: Any) -> bool:
     return value is not None and str(name).lower().replace("-", "_") in _SECRET_NAMES
+
+
+class Metrics:
+    """CloudWatch metrics in the embedded metric format: each record is one line on stdout.
+
+    A record has its own metric set and is written at once. Powertools' decorator would write before a
+    streamed body has run, and its shared set would mix requests.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+
+    def record(self, values: Mapping[str, tuple[str, float]], **dimensions: str) -> None:
+        """Write values by name, each with its CloudWatch unit: once for the service, once by `dimensions`."""
+        metrics = EphemeralMetrics(
+            namespace=self._namespace, service=os.environ.get(_SERVICE_NAME) or SERVICE
+        )
+        metrics.add_dimensions(**dimensions)
+        for name, (unit, value) in values.items():
+            metrics.add_metric(name=name, unit=unit, value=value)
+        metrics.flush_metrics()
+
+
+def open_metrics(settings: Settings) -> Metrics | None:
+    """Return the process's metrics; None where none are wanted."""
+    return Metrics(settings.metrics_namespace) if settings.metrics_namespace else None

@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping  # noqa: TC003 - pydantic reads it
 from pathlib import Path
@@ -31,6 +32,7 @@ MASTER_KEY_BYTES = 32
 MAX_BODY_BYTES = 6 * 1024 * 1024
 """What Lambda takes in one request."""
 
+_DAEMON_ADDRESS = re.compile(r"[^\s:]+:\d{1,5}|(?=.*\budp:)(?:(?:tcp|udp):[^\s:]+:\d{1,5}\s?){1,2}")
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -81,6 +83,12 @@ def _check_rest_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def _check_daemon_address(value: str | None) -> str | None:
+    if value is not None and not _DAEMON_ADDRESS.fullmatch(value):
+        raise ValueError("must be host:port, or tcp:host:port udp:host:port")
+    return value
+
+
 def _check_header_text(value: str | None) -> str | None:
     if value is not None and not (value.isascii() and value.isprintable()):
         raise ValueError("must be printable ASCII, as it goes into a header")
@@ -123,6 +131,10 @@ class Settings(BaseModel):
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
         BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
     ] = "INFO"
+    metrics_namespace: str | None = None
+    """CloudWatch's namespace for the metrics of settlements; None for none."""
+    xray_daemon_address: Annotated[str | None, AfterValidator(_check_daemon_address)] = None
+    """Where Lambda's X-Ray daemon takes subsegments; None for no traces."""
     openrouter_site_url: HeaderText = None
     openrouter_site_name: HeaderText = None
     version: str = __version__
@@ -177,6 +189,8 @@ _VARIABLES = {
     "SLUICE_MAX_BODY_BYTES": "max_body_bytes",
     "SLUICE_ALLOWED_ORIGINS": "allowed_origins",
     "SLUICE_LOG_LEVEL": "log_level",
+    "POWERTOOLS_METRICS_NAMESPACE": "metrics_namespace",
+    "AWS_XRAY_DAEMON_ADDRESS": "xray_daemon_address",
     "OPENROUTER_SITE_URL": "openrouter_site_url",
     "OPENROUTER_SITE_NAME": "openrouter_site_name",
 }

@@ -56,8 +56,8 @@ def gateway(
     tmp_path_factory: pytest.TempPathFactory,
     asked: list[str],
 ) -> Iterator[RunningGateway]:
-    def counting(settings: Settings) -> httpx.AsyncClient:
-        client = open_http(settings)
+    def counting(settings: Settings, wrap: None) -> httpx.AsyncClient:
+        client = open_http(settings, wrap)
         client._transport = CountingTransport(client._transport, asked)
         return client
 

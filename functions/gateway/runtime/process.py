@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.cookiejar import Cookie, CookieJar
 from typing import Self
@@ -16,10 +17,12 @@ import httpx
 from gateway.database.client import DatabaseClient, open_http
 from gateway.database.rpc import Database
 from gateway.metering import Meter
-from gateway.observability import Logger, make_logger
+from gateway.observability import Logger, make_logger, open_metrics
 from gateway.runtime.secrets import with_secret
 from gateway.settings import Settings
 from gateway.spool import FileSpool, QueueSpool, Spool
+
+Wrap = Callable[[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,8 @@ class Process:
     def start(cls, settings: Settings) -> Self:
         """Make the clients. Nothing is connected to yet."""
         logger = make_logger(level=settings.log_level)
-        database_http = open_http(settings)
+        wraps = _traces(settings)
+        database_http = open_http(settings, wraps.get("database"))
         database = Database(
             DatabaseClient(settings.rest_url, settings.supabase_key.get_secret_value(), database_http)
         )
@@ -49,8 +53,8 @@ class Process:
             logger=logger,
             database=database,
             spool=spool,
-            meter=Meter(database, spool, logger),
-            providers_http=_open_providers_http(settings),
+            meter=Meter(database, spool, logger, open_metrics(settings)),
+            providers_http=_open_providers_http(settings, wraps.get("providers")),
             database_http=database_http,
         )
 
@@ -78,12 +82,29 @@ class _NoCookies(CookieJar):
         pass
 
 
-def _open_providers_http(settings: Settings) -> httpx.AsyncClient:
+def _traces(settings: Settings) -> dict[str, Wrap]:
+    """Return what puts the trace round the clients' transports, by client; nothing where traces are off."""
+    address = settings.xray_daemon_address
+    if address is None:
+        return {}
+    from gateway.runtime.tracing import TracedTransport, Tracer, function_of, host_of  # noqa: PLC0415
+
+    return {
+        "database": lambda transport: TracedTransport(transport, Tracer(address), function_of),
+        "providers": lambda transport: TracedTransport(transport, Tracer(address), host_of),
+    }
+
+
+def _open_providers_http(settings: Settings, wrap: Wrap | None) -> httpx.AsyncClient:
+    transport = httpx.AsyncHTTPTransport(
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=30),
+        trust_env=False,
+    )
     # No read time-out: each call has its own deadline, and a model may think for minutes first.
     patience = settings.connect_timeout_seconds
     return httpx.AsyncClient(
         timeout=httpx.Timeout(None, connect=patience, pool=patience),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=30),
+        transport=wrap(transport) if wrap else transport,
         follow_redirects=False,
         trust_env=False,
         cookies=_NoCookies(),
