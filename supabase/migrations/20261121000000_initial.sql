@@ -2106,13 +2106,11 @@ begin
         end loop;
         continue when v_changes = '{}';
 
+        -- Found and locked in one step: between two, another call might remove the row, and this change would be lost with it.
         insert into gateway.limits (key_id, customer_id, service_id, model_id, each_model, per)
         values (v_key_id, p_customer_id, v_service_id, v_model_id, p_each_model, v_per)
-        on conflict do nothing;
-        select * into v_limit from gateway.limits
-        where (key_id, customer_id, service_id, model_id, each_model, per)
-            is not distinct from (v_key_id, p_customer_id, v_service_id, v_model_id, p_each_model, v_per)
-        for update;
+        on conflict (key_id, customer_id, service_id, model_id, each_model, per) do update set per = excluded.per
+        returning * into v_limit;
         v_limit := jsonb_populate_record(v_limit, v_changes);
         if num_nonnulls(v_limit.requests, v_limit.tokens, v_limit.spend_usd, v_limit.warn_requests, v_limit.warn_tokens, v_limit.warn_spend_usd) = 0 then
             delete from gateway.limits where id = v_limit.id;

@@ -1301,3 +1301,18 @@ def test_any_program_at_length(world: World, program: list[Any]) -> None:
 @given(rounds=rounds_of_programs)
 def test_programs_at_once_at_length(world: World, rounds: list[Round]) -> None:
     at_once(world, rounds)
+
+
+def test_a_limit_that_is_set_is_not_lost_beside_the_removal_of_another(world: World) -> None:
+    world.begin()
+    subject = {"p_customer_id": world.customer_ids[0]}
+
+    def work(connection: Connection, number: int) -> None:
+        name = ("requests_per_day", "tokens_per_day")[number % 2]
+        for most in range(1, 400):
+            told = call(connection, "set_limits", **subject, p_rate_limits={name: most})
+            assert told["rate_limits"].get(name) == most
+            call(connection, "set_limits", **subject, p_rate_limits={name: None})
+
+    race(world.database, 2, work)
+    assert world.engine.query("select * from gateway.limits") == []
