@@ -1,4 +1,4 @@
-"""What has to be done every minute: settlements replayed, holds ended, partitions made, old keys forgotten."""
+"""What has to be done every minute: settlements replayed, holds ended, partitions made, old keys gone."""
 
 from __future__ import annotations
 
