@@ -1,7 +1,7 @@
 """Print what CloudFormation makes of a SAM template, as JSON.
 
-`.venv/sam/bin/python infra/sam/translate.py template.yaml NAME=VALUE …` runs in the SAM CLI's own environment,
-with the translator that `sam validate` has. It needs no account; the parameters without a default come as arguments.
+`.venv/sam/bin/python infra/sam/translate.py template.yaml NAME=VALUE …` runs in the SAM CLI's environment,
+with the translator that `sam validate` has. It needs no account. Parameters without a default are arguments.
 """
 
 from __future__ import annotations

@@ -324,7 +324,9 @@ def test_api_is_regional_throttled_and_logged_without_secrets(translated: Templa
     line = json.loads(stage["Properties"]["AccessLogSetting"]["Format"])
     assert {"requestId", "status", "firstContentMs"} <= set(line)
     assert not [
-        value for value in line.values() if re.search("request.?header|query|authorizer", value, re.I)
+        value
+        for value in line.values()
+        if re.search("request.?header|query|authorizer", value, re.IGNORECASE)
     ]
     for name, group in resources(translated, "AWS::Logs::LogGroup").items():
         assert group["Properties"]["RetentionInDays"] == {"Ref": "LogRetentionDays"}, name
