@@ -60,7 +60,7 @@ class Outcome:
 def open_client(connections: int = 600) -> httpx.AsyncClient:
     """Return a client for callers that share one loop; no connection waits for another."""
     return httpx.AsyncClient(
-        timeout=httpx.Timeout(PATIENCE_SECONDS, connect=5.0),
+        timeout=httpx.Timeout(PATIENCE_SECONDS),
         limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
         trust_env=False,
     )
@@ -93,7 +93,7 @@ async def call(
             else:
                 outcome.body = json.loads(await response.aread())
                 outcome.done = True
-    except (httpx.ConnectError, httpx.ConnectTimeout):
+    except httpx.ConnectError:
         outcome.sent = False
     except httpx.TimeoutException:
         outcome.hung = True

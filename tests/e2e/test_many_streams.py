@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,8 +25,8 @@ LEAVING = 5
 """One in so many clients leaves in the middle."""
 TEXT = "one two three four five six seven eight"
 MOST_GROWTH_BYTES = 8 * 1024 * 1024
-KEPT_CONNECTIONS = 140
-"""To providers and to the database, between requests: 100 and 40."""
+KEPT_CONNECTIONS = 132
+"""To providers and to the database, between requests: 100 and 32."""
 
 pytestmark = pytest.mark.chaos
 
@@ -59,11 +58,12 @@ async def wave(world: World, gateway: GatewayProcess, customer: Customer, model:
 
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(stream(number)) for number in range(STREAMS)]
-            # The provider's log is cheap to count, so it is asked only now and then.
-            await asyncio.to_thread(world.calls.wait_for, lambda log: log.count() >= STREAMS, 60)
-            in_flight = sum(not (made.finished or made.disconnected) for made in world.calls.all())
-    assert in_flight == STREAMS
-    return [task.result() for task in running]
+            await until(lambda: world.calls.count() >= STREAMS or any(task.done() for task in running), 60)
+            at_once = sum(not task.done() for task in running)
+    outcomes = [task.result() for task in running]
+    assert [outcome for outcome in outcomes if outcome.status != 200] == []
+    assert at_once == world.calls.count() == STREAMS
+    return outcomes
 
 
 async def test_500_streams_at_once_leave_no_memory_no_task_and_no_connection(world: World) -> None:
@@ -77,15 +77,19 @@ async def test_500_streams_at_once_leave_no_memory_no_task_and_no_connection(wor
         idle_tasks = await gateway.tasks()
         idle_files = gateway.open_files()
         waves = []
+        kept = 0
         for _ in range(3):
             waves.append(await wave(world, gateway, customer, model))
-            # The calls of the clients that left are settled in the gateway's own time.
-            await until(lambda: world.operator.balance(customer)[1] == 0)
+            # The calls of the clients that left are settled in the gateway's own time. On a machine that is
+            # too slow for 500 ends at once a settlement may have been kept for a replay, as it should.
+            async with asyncio.timeout(30):
+                while world.operator.balance(customer)[1] > 0:
+                    kept += (await world.maintain()).settlements_replayed
             async with asyncio.timeout(10):  # a request's tasks end a moment after its settlement
                 while len(await gateway.tasks()) > len(idle_tasks):  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
             figures.append((gateway.resident_bytes(), gateway.open_files()))
-        print(f"\nidle files {idle_files}, after each wave (resident bytes, open files): {figures}")
+        print(f"\nkept {kept}, idle files {idle_files}, after each wave (bytes, open files): {figures}")
         # The first wave fills the allocator's arenas and loads the tokenizer; after it nothing grows.
         assert figures[2][0] - figures[0][0] < MOST_GROWTH_BYTES
         assert all(files <= idle_files + KEPT_CONNECTIONS for _, files in figures)
@@ -104,6 +108,7 @@ async def test_500_streams_at_once_leave_no_memory_no_task_and_no_connection(wor
             assert 0 < row["charge_usd"] < each
         else:
             assert (outcome.status, outcome.done, outcome.error_event) == (200, True, None)
-            assert row["charge_usd"] == Decimal(outcome.gateway_usage["charge_usd"]) == each
+            assert row["charge_usd"] == each
+            assert outcome.gateway_usage.get("charge_usd") in {str(each.normalize()), None}
     assert sum(outcome.left for outcomes in waves for outcome in outcomes) == 3 * STREAMS // LEAVING
     world.assert_books_are_exact(customer)
