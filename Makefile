@@ -69,7 +69,7 @@ format: .venv/.test
 	.venv/bin/ruff check --fix $(SOURCES)
 
 clean:
-	rm -rf .venv $(MODULES) $(TOKENIZERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .aws-sam $(MODULES) $(TOKENIZERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # What follows is installed from locks by hash: nothing newer, nothing else.
 
