@@ -19,7 +19,7 @@ ENTRY = (
 
 @pytest.fixture
 def settled(engine: Engine, customer: Customer) -> dict[str, object]:
-    """A customer with a payment under a reference, a settled request and one that runs, holding 0.0063 USD."""
+    """A customer with a payment under a reference, a settled request and a running one that holds 0.0063."""
     engine.call("add_credits", p_customer_id=customer.id, p_usd=1, p_reference="payment 1")
     request = engine.admitted(customer.key_hash)
     engine.settle(request)

@@ -1,0 +1,512 @@
+"""Put faults into the SQL, one at a time, and see that the tests find each.
+
+    PYTHONPATH=functions:. .venv/bin/python -m tests.database.mutations
+
+A fault is a change of the text of one file of sql/ that must apply exactly once. The template database
+of the tests is built from the changed copy (SLUICE_TEST_SCHEMA), and tests/database runs until its first
+failure: once without the generated programs, and once with nothing but them. A fault that neither finds
+is a test that is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypothesis import Phase, settings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SOURCES = REPOSITORY / "sql"
+TESTS = REPOSITORY / "tests" / "database"
+PROGRAMS = "test_interleavings.py"
+PATIENCE = 900.0  # seconds for all tests; a fault may leave something waiting for ever
+
+# What found it is of interest, not the least program that does: that takes minutes.
+settings.register_profile("unshrunk", phases=[Phase.explicit, Phase.generate])
+
+_FAILED = re.compile(r"^FAILED (?P<test>\S+)(?: - (?P<why>.*))?$", re.MULTILINE)
+# A change that is no SQL any more would be found by anything.
+_NO_FAULT = re.compile(
+    r"psycopg\.errors\.(Syntax|Undefined|Ambiguous|Datatype|Cannot)\w+|^ERROR ", re.MULTILINE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`old` becomes `new` in the file `sql/<file>`; `first` names the tests that are likely to find it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    first: tuple[str, ...]
+
+    def apply(self, sources: Path) -> None:
+        """Change a copy of sql/; ValueError if the text is not there exactly once."""
+        path = sources / self.file
+        text = path.read_text(encoding="utf-8")
+        if text.count(self.old) != 1:
+            raise ValueError(f"{self.name}: {text.count(self.old)} places in {self.file} to put it, not one")
+        path.write_text(text.replace(self.old, self.new), encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the tests said of a fault. `test` is None where none of them failed."""
+
+    test: str | None
+    why: str
+    seconds: float
+
+
+ADMIT = "functions/admit_request.sql"
+SETTLE = "functions/settle_request.sql"
+EXPIRE = "functions/expire_holds.sql"
+COUNT = "functions/correct_counters.sql"
+MONEY = "functions/money.sql"
+
+FAULTS = (
+    # the hold
+    Fault(
+        "the hold is not compared with the free balance",
+        ADMIT,
+        "elsif v_candidate.hold_usd > v_free then",
+        "elsif false then",
+        ("test_hold",),
+    ),
+    Fault(
+        "the account is read without being locked",
+        ADMIT,
+        "select * into v_account from gateway.accounts where customer_id = v_key.customer_id for update;",
+        "select * into v_account from gateway.accounts where customer_id = v_key.customer_id;",
+        ("test_races",),
+    ),
+    Fault(
+        "no constraint covers the holds",
+        "tables/accounts.sql",
+        "check (balance_usd - held_usd >= 0)",
+        "check (balance_usd - held_usd >= -1000000)",
+        ("test_constraints",),
+    ),
+    Fault(
+        "the ledger would take two charges of a request",
+        "tables/ledger_entries.sql",
+        "create unique index ledger_one_entry_per_request",
+        "create index ledger_one_entry_per_request",
+        ("test_constraints",),
+    ),
+    Fault(
+        "the first candidate is held, not the dearest",
+        ADMIT,
+        "v_hold := greatest(v_hold, v_candidate.hold_usd);",
+        "v_hold := case when v_hold > 0 then v_hold else v_candidate.hold_usd end;",
+        ("test_hold",),
+    ),
+    Fault(
+        "the hold forgets that each choice may be as long",
+        ADMIT,
+        "gateway.round_up_usd(v_fixed + v_candidate.output_bound * p_choices * v_rate_out)",
+        "gateway.round_up_usd(v_fixed + v_candidate.output_bound * v_rate_out)",
+        ("test_hold",),
+    ),
+    Fault(
+        "a suspended customer is served",
+        ADMIT,
+        "elsif not v_key.customer_active then",
+        "elsif false then",
+        ("test_refusals",),
+    ),
+    # the limits
+    Fault(
+        "one request more than the limit",
+        ADMIT,
+        "if v_requests_left < 1 or",
+        "if v_requests_left < 0 or",
+        ("test_limits",),
+    ),
+    Fault(
+        "a token limit that is met exactly refuses",
+        ADMIT,
+        "v_tokens > v_tokens_left",
+        "v_tokens >= v_tokens_left",
+        ("test_limits",),
+    ),
+    Fault(
+        "a spending limit that is met exactly refuses",
+        ADMIT,
+        "v_candidate.hold_usd > v_spend_left",
+        "v_candidate.hold_usd >= v_spend_left",
+        ("test_limits",),
+    ),
+    Fault(
+        "a service's spending limit is on the charge",
+        ADMIT,
+        "case when l.subject = 'service' then c.cost_bound_usd else c.hold_usd end",
+        "c.hold_usd",
+        ("test_limits",),
+    ),
+    Fault(
+        "the counters are read without being locked",
+        ADMIT,
+        "for update of c\n",
+        "\n",
+        ("test_races",),
+    ),
+    Fault(
+        "a new window goes on from the old one's tokens",
+        ADMIT,
+        "tokens = case when c.window_start = x.window_start then c.tokens else 0 end + x.tokens",
+        "tokens = c.tokens + x.tokens",
+        ("test_limits",),
+    ),
+    Fault(
+        "the windows' days are all UTC's",
+        ADMIT,
+        "case when f.subject = 'service' then 'UTC' else p_time_zone end",
+        "'UTC'::text",
+        ("test_limits",),
+    ),
+    Fault(
+        "a refused request is counted",
+        ADMIT,
+        "    if v_refusal is not null then\n",
+        "    if v_refusal is not null then\n"
+        "        update gateway.limit_counters as c set requests = c.requests + 1\n"
+        "        from unnest(v_limits) as l\n"
+        "        where (c.subject, c.subject_id, c.model_id, c.per)"
+        " = (l.subject, l.subject_id, l.model_id, l.per);\n",
+        ("test_refusals",),
+    ),
+    Fault(
+        "the settlement forgets the counters",
+        SETTLE,
+        "if cardinality(v_request.counted) > 0 then",
+        "if false then",
+        ("test_limits",),
+    ),
+    Fault(
+        "a service that did not answer is not given back what it counted",
+        SETTLE,
+        "when x.subject = 'service' then x.subject_id is not distinct from v_request.service_id",
+        "when x.subject = 'service' then true",
+        ("test_limits",),
+    ),
+    Fault(
+        "the expiry forgets the counters",
+        EXPIRE,
+        "0, -x.tokens,",
+        "0, 0,",
+        ("test_expiry",),
+    ),
+    Fault(
+        "a correction meets a later window",
+        COUNT,
+        "(c.subject, c.subject_id, c.model_id, c.per, c.window_start) ="
+        " (x.subject, x.subject_id, x.model_id, x.per, x.window_start)",
+        "(c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per)",
+        ("test_limits",),
+    ),
+    # the price
+    Fault(
+        "rounded half up",
+        MONEY,
+        "ceil(p_exact * 10000000000) * 0.0000000001",
+        "round(p_exact, 10)",
+        ("test_billing",),
+    ),
+    Fault(
+        "rounded twice: the charge is made from the rounded cost",
+        SETTLE,
+        "else (v_exact_tokens + v_exact_fixed) * v_commission",
+        "else v_request.cost_usd * v_commission",
+        ("test_billing",),
+    ),
+    Fault(
+        "the price is read at the settlement",
+        SETTLE,
+        "v_exact_tokens := gateway.tokens_cost_usd(v_route -> 'prices', v_usage);",
+        "v_exact_tokens := gateway.tokens_cost_usd((select to_jsonb(p) from gateway.prices as p"
+        " join gateway.routes as r on r.offer_id = p.offer_id where r.id = (v_route ->> 'route_id')::bigint"
+        " order by p.id desc limit 1), v_usage);",
+        ("test_billing",),
+    ),
+    Fault(
+        "the commission is read at the settlement",
+        SETTLE,
+        "v_commission := 1 + v_request.commission_percent * 0.01;",
+        "v_commission := 1 + (select commission_percent from gateway.settings) * 0.01;",
+        ("test_billing",),
+    ),
+    Fault(
+        "a class without a price of its own is free",
+        MONEY,
+        "coalesce((p_prices ->> 'cached_input')::numeric, input)",
+        "coalesce((p_prices ->> 'cached_input')::numeric, 0)",
+        ("test_billing",),
+    ),
+    Fault(
+        "a service's own price gives way to the general one",
+        "functions/resolve_candidates.sql",
+        "order by v.service_id is null, v.effective_from desc",
+        "order by v.effective_from desc",
+        ("test_billing",),
+    ),
+    # the settlement
+    Fault(
+        "what was held is charged, not what was used",
+        SETTLE,
+        "    v_due := v_request.charge_usd - v_before;",
+        "    v_request.charge_usd := case when v_usage is null then 0 else v_request.hold_usd end;\n"
+        "    v_due := v_request.charge_usd - v_before;",
+        ("test_billing",),
+    ),
+    Fault(
+        "a failed request keeps its hold",
+        SETTLE,
+        "held_usd = held_usd - case when v_late then 0 else v_request.hold_usd end",
+        "held_usd = held_usd - case when v_late or v_usage is null then 0 else v_request.hold_usd end",
+        ("test_billing",),
+    ),
+    Fault(
+        "a settlement takes what others hold",
+        SETTLE,
+        "v_account.balance_usd - v_account.held_usd + case when v_late then 0 else v_request.hold_usd end);",
+        "v_account.balance_usd);",
+        ("test_billing",),
+    ),
+    Fault(
+        "a second settlement charges again",
+        SETTLE,
+        "if v_request.state = 'settled' then",
+        "if false then",
+        ("test_expiry",),
+    ),
+    Fault(
+        "the request is read without being locked",
+        SETTLE,
+        "and state <> 'refused'\n    for update;",
+        "and state <> 'refused';",
+        ("test_races",),
+    ),
+    Fault(
+        "a late settlement is charged whole beside the expired hold's charge",
+        SETTLE,
+        "v_due := v_request.charge_usd - v_before;",
+        "v_due := v_request.charge_usd;",
+        ("test_expiry",),
+    ),
+    Fault(
+        "a late settlement leaves the expired request in the rollup",
+        SETTLE,
+        "if v_late then  -- what its expiry counted",
+        "if false then",
+        ("test_expiry",),
+    ),
+    Fault(
+        "the ledger tells the balance before the charge",
+        SETTLE,
+        "-v_take, v_account.balance_usd, v_request.id",
+        "-v_take, v_account.balance_usd + v_take, v_request.id",
+        ("test_ledger", "test_billing"),
+    ),
+    # the expiry
+    Fault(
+        "the sweeper waits for who is settling",
+        EXPIRE,
+        "for update skip locked",
+        "for update",
+        ("test_races", "test_expiry"),
+    ),
+    Fault(
+        "two sweepers end a hold twice",
+        EXPIRE,
+        "        limit p_limit\n        for update skip locked\n",
+        "        limit p_limit\n",
+        ("test_races",),
+    ),
+    Fault(
+        "a charged expiry does not count in the rollup",
+        EXPIRE,
+        "null, 1, 1, '{}', 0, v_charge, 0, null)",
+        "null, 1, 1, '{}', 0, 0, 0, null)",
+        ("test_expiry",),
+    ),
+    # the Idempotency-Key
+    Fault(
+        "a failed request does not free its Idempotency-Key",
+        SETTLE,
+        "charged = v_usage is not null, freed = v_usage is null",
+        "charged = v_usage is not null, freed = false",
+        ("test_idempotency",),
+    ),
+    Fault(
+        "an expired request does not free its Idempotency-Key",
+        EXPIRE,
+        "freed = v_charge = 0",
+        "freed = false",
+        ("test_expiry",),
+    ),
+    Fault(
+        "a refused request keeps its Idempotency-Key",
+        ADMIT,
+        "        if v_idempotency_is_new then\n",
+        "        if false then\n",
+        ("test_idempotency",),
+    ),
+    Fault(
+        "who asks again pays for the late one too",
+        SETTLE,
+        "if v_late and v_asked_again then",
+        "if false then",
+        ("test_expiry",),
+    ),
+    # the order of locks
+    Fault(
+        "the settlement locks the account before the counters",
+        SETTLE,
+        "    if cardinality(v_request.counted) > 0 then",
+        "    perform 1 from gateway.accounts where customer_id = v_request.customer_id for update;\n"
+        "    if cardinality(v_request.counted) > 0 then",
+        ("test_races",),
+    ),
+    Fault(
+        "counters are locked in any order",
+        ADMIT,
+        "            order by c.subject, c.subject_id, c.model_id, c.per\n            for update of c",
+        "            order by random()\n            for update of c",
+        ("test_races",),
+    ),
+    Fault(
+        "counters are corrected in any order",
+        COUNT,
+        "order by c.subject, c.subject_id, c.model_id, c.per",
+        "order by random()",
+        ("test_races",),
+    ),
+    Fault(
+        "the sweeper locks accounts as they come",
+        EXPIRE,
+        "    order by customer_id\n    for update;",
+        "    order by random()\n    for update;",
+        ("test_races",),
+    ),
+    # the operator's money
+    Fault(
+        "a correction takes what is held",
+        "functions/add_credits.sql",
+        "v_account.balance_usd - v_account.held_usd < -v_amount",
+        "v_account.balance_usd < -v_amount",
+        ("test_ledger", "test_races"),
+    ),
+    Fault(
+        "a reference is credited twice when two come at once",
+        "functions/add_credits.sql",
+        "where customer_id = v_customer_id for update;",
+        "where customer_id = v_customer_id;",
+        ("test_races",),
+    ),
+    Fault(
+        "a limit is lost beside the removal of another",
+        "functions/set_limits.sql",
+        "on conflict (key_id, customer_id, service_id, model_id, each_model, per)"
+        " do update set per = excluded.per\n"
+        "        returning * into v_limit;",
+        "on conflict do nothing;\n"
+        "        select * into v_limit from gateway.limits\n"
+        "        where (key_id, customer_id, service_id, model_id, each_model, per)\n"
+        "            is not distinct from"
+        " (v_key_id, p_customer_id, v_service_id, v_model_id, p_each_model, v_per)\n"
+        "        for update;",
+        (),
+    ),
+)
+
+
+def tests_in_order(first: tuple[str, ...]) -> list[Path]:
+    """The single rules' tests, the likely ones before the rest."""
+    found = sorted(path for path in TESTS.glob("test_*.py") if path.name != PROGRAMS)
+    found = [path for path in found if path.stem not in {"test_mutations", "test_bootstrap", "test_seeding"}]
+    return sorted(found, key=lambda path: first.index(path.stem) if path.stem in first else len(first))
+
+
+def run_tests(schema: Path, tests: list[Path]) -> Verdict:
+    """Run tests on databases built from this schema.sql, until one fails."""
+    command = [
+        sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider",
+        "-p", "tests.database.mutations", "--hypothesis-profile=unshrunk", *map(str, tests),
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "SLUICE_TEST_SCHEMA": str(schema),
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "functions"), str(REPOSITORY)]),
+        "COLUMNS": "400",
+    }
+    began = time.monotonic()
+    ran = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    seconds = time.monotonic() - began
+    if ran.returncode == 0:
+        return Verdict(None, "", seconds)
+    failed = _FAILED.search(ran.stdout)
+    if ran.returncode != 1 or failed is None or _NO_FAULT.search(ran.stdout):
+        raise RuntimeError(f"that is no fault but nonsense:\n{ran.stdout[-4000:]}{ran.stderr[-1000:]}")
+    return Verdict(Path(failed["test"]).name, failed["why"] or "", seconds)
+
+
+def find(fault: Fault, *, programs: bool) -> Verdict:
+    """Which test finds a fault: of the single rules, or of the generated programs."""
+    with tempfile.TemporaryDirectory(prefix="sluice-fault-") as directory:
+        sources = Path(directory) / "sql"
+        shutil.copytree(SOURCES, sources)
+        fault.apply(sources)
+        tests = [TESTS / PROGRAMS] if programs else tests_in_order(fault.first)
+        return run_tests(sources / "schema.sql", tests)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a table of the faults and of what found them; 1 if one was found by nothing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="faults whose name holds this")
+    parser.add_argument("--suite", choices=["both", "rules", "programs"], default="both")
+    parser.add_argument("--no-baseline", action="store_true", help="don't first see that all passes as it is")
+    options = parser.parse_args(arguments)
+    suites = {"rules": [False], "programs": [True], "both": [False, True]}[options.suite]
+    if not options.no_baseline:
+        whole = run_tests(SOURCES / "schema.sql", [*tests_in_order(()), TESTS / PROGRAMS])
+        if whole.test is not None:
+            print(f"Without any fault {whole.test} fails: {whole.why}")
+            return 1
+        print(f"Without a fault all passes ({whole.seconds:.0f} s).", flush=True)
+    missed = 0
+    for fault in FAULTS:
+        if options.only not in fault.name:
+            continue
+        verdicts = [find(fault, programs=programs) for programs in suites]
+        missed += all(verdict.test is None for verdict in verdicts)
+        print(f"{fault.name}  ({fault.file})", flush=True)
+        for programs, verdict in zip(suites, verdicts, strict=True):
+            suite = "programs" if programs else "rules"
+            print(
+                f"    {suite:8}  {verdict.seconds:4.0f} s  {verdict.test or 'NOT FOUND'}  {verdict.why[:150]}"
+            )
+    print(f"{missed} not found" if missed else "each was found")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
