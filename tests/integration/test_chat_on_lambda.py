@@ -191,6 +191,31 @@ def test_it_serves_from_a_restored_snapshot(gateway: RunningGateway, tmp_path: P
     assert text(report) == "You said: Hello"
 
 
+def test_what_needs_no_setting_is_done_before_the_snapshot_and_nothing_else() -> None:
+    """With the managed runtime's own registry, and without any setting in the environment."""
+    try:
+        _, packages = runtime()
+    except NoEmulatorError as error:
+        pytest.skip(str(error))
+    program = (
+        "import sys, chat.handler, snapshot_restore_py\n"
+        "from gateway.runtime.process import current_process, tls_context\n"
+        "told = [tls_context.cache_info().currsize]\n"
+        "for hook, arguments, named in snapshot_restore_py.get_before_snapshot():\n"
+        "    hook(*arguments, **named)\n"
+        "told += [tls_context.cache_info().currsize, current_process.cache_info().currsize]\n"
+        "print(told, 'httpcore' in sys.modules)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{FUNCTIONS}:{packages}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.strip() == "[0, 1, 0] True"
+
+
 # Under the Runtime Interface Emulator
 
 

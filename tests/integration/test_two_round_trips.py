@@ -56,10 +56,8 @@ def gateway(
     tmp_path_factory: pytest.TempPathFactory,
     asked: list[str],
 ) -> Iterator[RunningGateway]:
-    def counting(settings: Settings, wrap: None) -> httpx.AsyncClient:
-        client = open_http(settings, wrap)
-        client._transport = CountingTransport(client._transport, asked)
-        return client
+    def counting(settings: Settings, transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
+        return open_http(settings, CountingTransport(transport, asked))
 
     spool: Path = tmp_path_factory.mktemp("spool")
     with pytest.MonkeyPatch.context() as patched:

@@ -10,7 +10,7 @@ from postgrest import AsyncPostgrestClient
 from postgrest.exceptions import APIError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from gateway.settings import Settings
 
@@ -20,6 +20,8 @@ CALLS_AT_A_TIME = 32
 httpx's queue each looks at all the others: of 500 at once that took a third of the CPU (measured)."""
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 10.0
+LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=40, keepalive_expiry=60)
+"""Of the connections to PostgREST that a process keeps."""
 
 # SQLSTATE classes and PostgREST codes of a database that is away, overloaded or shutting down.
 _AWAY = ("08", "53", "57", "PGRST00")
@@ -92,22 +94,11 @@ class DatabaseClient:
             self._turn.release()
 
 
-def open_http(
-    settings: Settings, wrap: Callable[[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport] | None = None
-) -> httpx.AsyncClient:
-    """Return the HTTP client for PostgREST: kept connections, short time-outs, no redirects, no proxy.
-
-    `wrap` puts something round the transport, such as a trace.
-    """
-    transport = httpx.AsyncHTTPTransport(
-        limits=httpx.Limits(
-            max_connections=CALLS_AT_A_TIME, max_keepalive_connections=CALLS_AT_A_TIME, keepalive_expiry=60
-        ),
-        trust_env=False,
-    )
+def open_http(settings: Settings, transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
+    """Return the HTTP client for PostgREST: short time-outs, no redirects. The transport has LIMITS."""
     return httpx.AsyncClient(
         timeout=httpx.Timeout(READ_SECONDS, connect=min(CONNECT_SECONDS, settings.connect_timeout_seconds)),
-        transport=wrap(transport) if wrap else transport,
+        transport=transport,
         follow_redirects=False,
         trust_env=False,
     )

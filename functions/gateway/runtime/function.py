@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from gateway.http import Application, create_app
-from gateway.runtime.process import Process, current_process
+from gateway.runtime.process import Process, current_process, warm_up
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from gateway.http import Operation
 
     Operations = Callable[[Process], Sequence[Operation]]
+
+with contextlib.suppress(ImportError):  # It is the managed runtime's alone.
+    from snapshot_restore_py import register_before_snapshot
+
+    register_before_snapshot(warm_up)
 
 
 def _lifespan(process: Process) -> Callable[[Any], AbstractAsyncContextManager[None]]:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from http.cookiejar import Cookie, CookieJar
-from typing import Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import httpx
 
-from gateway.database.client import DatabaseClient, open_http
+from gateway.database.client import LIMITS, DatabaseClient, open_http
 from gateway.database.rpc import Database
 from gateway.metering import Meter
 from gateway.observability import Logger, make_logger, open_metrics
@@ -22,7 +21,8 @@ from gateway.runtime.secrets import with_secret
 from gateway.settings import Settings
 from gateway.spool import FileSpool, QueueSpool, Spool
 
-Wrap = Callable[[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport]
+if TYPE_CHECKING:
+    import ssl
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,7 @@ class Process:
     def start(cls, settings: Settings) -> Self:
         """Make the clients. Nothing is connected to yet."""
         logger = make_logger(level=settings.log_level)
-        wraps = _traces(settings)
-        database_http = open_http(settings, wraps.get("database"))
+        database_http = open_http(settings, _open_transport(settings, LIMITS, traced_as="function"))
         database = Database(
             DatabaseClient(settings.rest_url, settings.supabase_key.get_secret_value(), database_http)
         )
@@ -54,7 +53,7 @@ class Process:
             database=database,
             spool=spool,
             meter=Meter(database, spool, logger, open_metrics(settings)),
-            providers_http=_open_providers_http(settings, wraps.get("providers")),
+            providers_http=_open_providers_http(settings),
             database_http=database_http,
         )
 
@@ -75,6 +74,18 @@ def current_process() -> Process:
     return Process.start(Settings.from_environment(with_secret(os.environ)))
 
 
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """Return what a client checks servers' certificates by. Loading the authorities takes 20 to 40 ms."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
+def warm_up() -> None:
+    """Do what the first request would have to do and what depends on no setting: a snapshot may hold it."""
+    # With the transport httpx imports what it is made of.
+    httpx.AsyncHTTPTransport(verify=tls_context(), trust_env=False)
+
+
 class _NoCookies(CookieJar):
     """Keeps no cookie: one tenant's must not reach another's request."""
 
@@ -82,29 +93,26 @@ class _NoCookies(CookieJar):
         pass
 
 
-def _traces(settings: Settings) -> dict[str, Wrap]:
-    """Return what puts the trace round the clients' transports, by client; nothing where traces are off."""
-    address = settings.xray_daemon_address
-    if address is None:
-        return {}
+def _open_transport(
+    settings: Settings, limits: httpx.Limits, *, traced_as: Literal["function", "host"]
+) -> httpx.AsyncBaseTransport:
+    """Return a transport with kept connections and without a proxy, traced where there is a daemon."""
+    transport = httpx.AsyncHTTPTransport(verify=tls_context(), limits=limits, trust_env=False)
+    if settings.xray_daemon_address is None:
+        return transport
     from gateway.runtime.tracing import TracedTransport, Tracer, function_of, host_of  # noqa: PLC0415
 
-    return {
-        "database": lambda transport: TracedTransport(transport, Tracer(address), function_of),
-        "providers": lambda transport: TracedTransport(transport, Tracer(address), host_of),
-    }
+    name = function_of if traced_as == "function" else host_of
+    return TracedTransport(transport, Tracer(settings.xray_daemon_address), name)
 
 
-def _open_providers_http(settings: Settings, wrap: Wrap | None) -> httpx.AsyncClient:
-    transport = httpx.AsyncHTTPTransport(
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=30),
-        trust_env=False,
-    )
+def _open_providers_http(settings: Settings) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=30)
     # No read time-out: each call has its own deadline, and a model may think for minutes first.
     patience = settings.connect_timeout_seconds
     return httpx.AsyncClient(
         timeout=httpx.Timeout(None, connect=patience, pool=patience),
-        transport=wrap(transport) if wrap else transport,
+        transport=_open_transport(settings, limits, traced_as="host"),
         follow_redirects=False,
         trust_env=False,
         cookies=_NoCookies(),
