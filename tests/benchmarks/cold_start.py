@@ -3,7 +3,7 @@
     python -m tests.benchmarks.cold_start [--rounds 5] [--json FILE]
 
 Each runs as its Lambda package, with the runtime's Python where this machine has it, under the Runtime
-Interface Emulator, which times INIT. They start in turn, round by round, so that a busy machine is as busy for
+Interface Emulator, which times INIT. They start in turn, round by round, so that a busy machine is busy for
 all; what is shown are medians. `first` is the first request after INIT: settings, clients and routes are
 made in it, and it is refused before a database is asked. Lambda has other hardware: the ratio is what counts.
 """

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from gateway.runtime.process import current_process
 from gateway.runtime.secrets import with_secret
 from gateway.settings import Settings, SettingsError
 
@@ -108,6 +109,23 @@ def test_the_secret_becomes_settings(extension: Extension) -> None:
     assert settings.supabase_key.get_secret_value() == SECRET["SUPABASE_KEY"]
     assert settings.master_keys == {"one": b"1" * 32}
     assert extension.asked == 1
+
+
+async def test_a_process_is_started_with_the_secret_that_is_fetched_once(
+    extension: Extension, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**extension.environment, "SUPABASE_URL": "https://project.supabase.co"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SUPABASE_KEY", raising=False)
+    current_process.cache_clear()
+    try:
+        process = current_process()
+        assert current_process() is process
+        assert process.settings.supabase_key.get_secret_value() == SECRET["SUPABASE_KEY"]
+        assert extension.asked == 1
+        await process.aclose()
+    finally:
+        current_process.cache_clear()
 
 
 def test_a_variable_that_is_set_wins_and_an_empty_one_does_not(extension: Extension) -> None:
