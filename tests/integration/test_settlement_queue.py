@@ -18,6 +18,7 @@ from gateway.database.rpc import Admission, Settlement
 from gateway.http import new_request_id
 from gateway.maintenance import answer
 from gateway.runtime.process import Process
+from tests.fixtures.emulator import FUNCTIONS
 from tests.fixtures.management import Management, management, settings
 from tests.fixtures.queue import MAX_RECEIVES, SettlementQueue, settlement_queue, sqs_server
 
@@ -156,5 +157,11 @@ def test_boto3_is_imported_by_nothing_but_a_failure() -> None:
         "unwanted = ('boto3', 'botocore.session', 'mangum', 'aws_xray_sdk');"
         "print([name for name in unwanted if name in sys.modules])"
     )
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": str(FUNCTIONS)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert told.stdout.strip() == "[]"
