@@ -194,11 +194,12 @@ async def kill_in_the_midst(world: World, traffic: Traffic, requests: int) -> No
 
 async def end_what_is_left(world: World, traffic: Traffic) -> Sweep:
     """Let the leases run out and do what the schedule does; then all of it adds up."""
-    kept = len(world.kept_settlements())
+    kept = world.kept_settlements()
     world.lapse_leases()
     swept = await world.maintain()
-    assert swept.settlements_replayed == kept
+    assert swept.settlements_replayed == len(kept)
     assert world.kept_settlements() == []
+    await world.replay_again(kept)
     world.assert_books_are_exact(traffic.customer)
     assert_log_is_true(world, traffic)
     return swept

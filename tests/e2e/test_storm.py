@@ -36,15 +36,19 @@ def exact_model(world: World) -> str:
 
 
 async def storm(
-    gateways: Sequence[GatewayProcess], customer: Customer, model: str, *, calls_each: int = 1
+    world: World, gateways: Sequence[GatewayProcess], customer: Customer, model: str, *, calls_each: int = 1
 ) -> list[Outcome]:
-    """64 clients at once, spread over the processes, every other one streaming."""
+    """64 clients at once, spread over the processes, every other one streaming.
+
+    Each has a key of its own, whose counters nobody else locks: what they meet at is the account.
+    """
+    keys = world.more_keys(customer, CLIENTS)
     async with open_client() as client:
 
         async def run(number: int) -> list[Outcome]:
             url = gateways[number % len(gateways)].url
             body = question(model, stream=number // len(gateways) % 2 == 1, max_tokens=OUTPUT_TOKENS)
-            return [await call(client, url, customer.key, body) for _ in range(calls_each)]
+            return [await call(client, url, keys[number], body) for _ in range(calls_each)]
 
         found = await asyncio.gather(*(run(number) for number in range(CLIENTS)))
     return list(itertools.chain.from_iterable(found))
@@ -69,7 +73,7 @@ async def test_64_clients_on_a_balance_for_ten_calls_get_ten(
 ) -> None:
     customer = world.operator.customer(f"{AFFORDABLE * CALL_USD}")
     with watched(world.database) as watch:
-        outcomes = await storm(fleet[:processes], customer, exact_model)
+        outcomes = await storm(world, fleet[:processes], customer, exact_model)
     assert_contract(outcomes)
     served = [outcome for outcome in outcomes if outcome.status == 200]
     assert len(served) == AFFORDABLE
@@ -94,7 +98,7 @@ async def test_what_is_given_back_is_lent_again_and_never_twice(
     assert first.status == 200
     customer = world.operator.customer(f"{AFFORDABLE * world.requests(probe)[0]['hold_usd']}")
     with watched(world.database) as watch:
-        outcomes = await storm(fleet[:processes], customer, model, calls_each=4)
+        outcomes = await storm(world, fleet[:processes], customer, model, calls_each=4)
     assert_contract(outcomes)
     served = [outcome for outcome in outcomes if outcome.status == 200]
     assert len(served) > AFFORDABLE
@@ -119,7 +123,9 @@ async def test_money_that_comes_in_mid_storm_is_spent_once(
             )
 
     with watched(world.database) as watch:
-        outcomes, _ = await asyncio.gather(storm(fleet[:4], customer, exact_model, calls_each=2), top_up())
+        outcomes, _ = await asyncio.gather(
+            storm(world, fleet[:4], customer, exact_model, calls_each=2), top_up()
+        )
     # What came in after the last client had asked is still there.
     async with open_client() as client:
         while outcomes[-1].status == 200 or world.operator.balance(customer)[0]:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from gateway.maintenance import run_once
+from gateway import auth
+from gateway.maintenance import Sweep, run_once
 from gateway.runtime.process import Process
 from gateway.settings import Settings
 from infra.local.database import create_database, create_roles, migrate, seed
@@ -40,7 +41,6 @@ from tests.fixtures.simulator import Simulator
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from gateway.maintenance import Sweep
     from tests.fixtures.gateway import Customer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -198,6 +198,20 @@ class World:
         }
         return GatewayProcess(port, environment, self.directory / f"gateway-{port}.log")
 
+    def more_keys(self, customer: Customer, count: int) -> list[str]:
+        """Further keys of a customer, out of the limits' way."""
+        secrets = [auth.new_key() for _ in range(count)]
+        for number, secret in enumerate(secrets):
+            self.operator.call(
+                "create_key",
+                p_customer_id=customer.id,
+                p_name=f"key {number}",
+                p_prefix=auth.key_prefix(secret),
+                p_secret_hash=auth.key_hash(secret),
+                p_rate_limit=100_000,
+            )
+        return secrets
+
     # What befalls it
 
     def crash_postgres(self) -> None:
@@ -260,6 +274,16 @@ class World:
             return await run_once(process)
         finally:
             await process.aclose()
+
+    async def replay_again(self, kept: list[dict[str, Any]]) -> None:
+        """Replay what has been replayed, as after a crash between a settlement and the end of its file."""
+        for settlement in kept:
+            path = self.spool / f"{settlement['request_id']}.settlement.json"
+            await asyncio.to_thread(path.write_text, json.dumps(settlement), encoding="utf-8")
+        assert len(self.kept_settlements()) == len(kept)
+        swept = await self.maintain()
+        assert swept == Sweep(settlements_replayed=len(kept))
+        assert self.kept_settlements() == []
 
     # What came of it
 
