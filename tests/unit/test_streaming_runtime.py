@@ -766,7 +766,10 @@ def test_a_process_serves_after_its_restore_and_writes_each_line_at_once(
         assert api.restores == 1
         # It waits for its next invocation now, and may be frozen: the line is out nevertheless.
         assert process.stdout is not None
+        too_late = threading.Timer(10, process.kill)
+        too_late.start()
         assert process.stdout.readline() == "served restored\n"
+        too_late.cancel()
         api.stop()
         process.communicate(timeout=10)
     assert process.returncode == 1
