@@ -221,7 +221,7 @@ class Chat:
                 key_hash=key_hash(key),
                 request_id=request_id(request),
                 input_tokens_bound=input_bound(body),
-                **_idempotency(request, raw),
+                **_idempotency(request, admission["endpoint"], raw),
                 **admission,
             )
         )
@@ -474,8 +474,8 @@ def _asks_for_media(body: dict[str, Any]) -> bool:
     return isinstance(modalities, list) and any(name != "text" for name in modalities)
 
 
-def _idempotency(request: Request, raw: bytes) -> dict[str, str]:
-    """Return the Idempotency-Key and what it stands for: this body on this path."""
+def _idempotency(request: Request, endpoint: str, raw: bytes) -> dict[str, str]:
+    """Return the Idempotency-Key and what it stands for: this body at this endpoint."""
     given = request.headers.get("idempotency-key")
     if given is None:
         return {}
@@ -484,7 +484,7 @@ def _idempotency(request: Request, raw: bytes) -> dict[str, str]:
             f"An Idempotency-Key has 1 to {MAX_IDEMPOTENCY_KEY_CHARS} printable characters.",
             param="Idempotency-Key",
         )
-    digest = hashlib.sha256(request.url.path.encode() + b"\0" + raw).hexdigest()
+    digest = hashlib.sha256(endpoint.encode() + b"\0" + raw).hexdigest()
     return {"idempotency_key": given, "body_hash": digest}
 
 

@@ -30,7 +30,7 @@ REQUIREMENTS = paths.REPOSITORY / "requirements.txt"
 _CACHE = paths.REPOSITORY / ".aws-sam" / "packages"
 _UV = paths.REPOSITORY / ".venv" / "bin" / "uv"
 
-# The managed runtime carries them, for aws-xray-sdk and for the path to the queue.
+# The managed runtime carries them: for the way to the queue, and for a secret without the extension.
 ON_THE_RUNTIME = ("boto3", "botocore", "s3transfer")
 _NOT_CODE = {".c", ".h", ".pyi", ".pyx", ".pxd", ".typed"}
 _TEST_FOLDERS = {"test", "tests", "testing"}
