@@ -396,7 +396,7 @@ FAULTS = (
         EXPIRE,
         "    order by customer_id\n    for update;",
         "    order by random()\n    for update;",
-        ("test_races",),
+        ("test_lock_order",),
     ),
     # the operator's money
     Fault(

@@ -1,0 +1,44 @@
+"""Those who wait stand in a row, never in a circle. Here they are made to wait, so that others catch up."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
+
+from tests.database.engine import call
+
+if TYPE_CHECKING:
+    from tests.database.engine import Engine
+
+
+def wait_until_both_wait(engine: Engine, futures: list[Future[Any]]) -> None:
+    """Return when both wait for a lock; fail if one of them ends instead."""
+    while not wait(futures, timeout=0.002).done:
+        waiting = engine.value(
+            "select count(*) from pg_stat_activity"
+            " where datname = current_database() and wait_event_type = 'Lock'"
+        )
+        if waiting == len(futures):
+            return
+    raise AssertionError([future.result() for future in futures if future.done()])
+
+
+def test_two_sweepers_take_their_accounts_in_one_order(engine: Engine) -> None:
+    engine.settings(default_requests_per_minute=None)  # no counter that would put them in a row before
+    customers = [engine.customer("1000") for _ in range(12)]
+    with (
+        engine.database.connect(autocommit=False) as payment,
+        engine.database.connect() as first,
+        engine.database.connect() as second,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        for _ in range(10):
+            for customer in [*customers, *reversed(customers)]:
+                engine.lapse(engine.admitted(customer.key_hash))
+            # an account in their midst is taken: whoever comes has locked some, and waits here with them
+            call(payment, "add_credits", p_customer_id=customers[6].id, p_usd=1)
+            sweepers = [pool.submit(call, each, "expire_holds", p_limit=12) for each in (first, second)]
+            wait_until_both_wait(engine, sweepers)
+            payment.commit()
+            assert [sweeper.result()["expired"] for sweeper in sweepers] == [12, 12]
+    engine.assert_books_agree()
