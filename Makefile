@@ -48,7 +48,7 @@ check: .venv/.test
 	.venv/bin/mypy $(SOURCES)
 
 chaos: .venv/.test $(TOKENIZERS)/.made
-	$(PY) -m pytest -m chaos -s $(TESTS)
+	$(PY) -m pytest -m chaos --timeout 900 -s $(TESTS)
 
 bench: .venv/.dev $(TOKENIZERS)/.made
 	@$(PY) -m tests.benchmarks $(BENCH)
