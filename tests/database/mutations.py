@@ -32,7 +32,7 @@ PATIENCE = 900.0  # seconds for all tests; a fault may leave something waiting f
 # What found it is of interest, not the least program that does: that takes minutes.
 settings.register_profile("unshrunk", phases=[Phase.explicit, Phase.generate])
 
-_FAILED = re.compile(r"^FAILED (?P<test>\S+)(?: - (?P<why>.*))?$", re.MULTILINE)
+_FAILED = re.compile(r"^FAILED (?P<test>.+?)(?: - (?P<why>.*))?$", re.MULTILINE)
 # A change that is no SQL any more would be found by anything.
 _NO_FAULT = re.compile(
     r"psycopg\.errors\.(Syntax|Undefined|Ambiguous|Datatype|Cannot)\w+|^ERROR ", re.MULTILINE

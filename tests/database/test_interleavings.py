@@ -232,14 +232,14 @@ def test_programs_at_once_keep_the_books_and_the_limits(world: World, rounds: li
 
 
 @pytest.mark.chaos
-@settings(REPRODUCIBLE, derandomize=False, print_blob=True, max_examples=1500)
+@settings(REPRODUCIBLE, derandomize=False, print_blob=True, max_examples=600)
 @given(program=programs)
 def test_any_program_at_length(world: World, program: list[Any]) -> None:
     follow(world, program)
 
 
 @pytest.mark.chaos
-@settings(REPRODUCIBLE, derandomize=False, max_examples=300, phases=[Phase.generate])
+@settings(REPRODUCIBLE, derandomize=False, max_examples=150, phases=[Phase.generate])
 @given(rounds=rounds_of_programs)
 def test_programs_at_once_at_length(world: World, rounds: list[Round]) -> None:
     at_once(world, rounds)
