@@ -27,7 +27,7 @@ revoke all on function gateway.insert_price(bigint, bigint, jsonb, timestamptz) 
 
 -- api.create_price: a new version of what a provider takes for a model, in force from p_effective_from (now, if null; never in the past,
 -- because what was admitted is not priced again). p_service_id: for that service alone. An offer that is not there yet is made where
--- p_upstream_model names it. Returns the price, or {"error": "unknown_model" | "unknown_offer" | "unknown_service" | "in_the_past"}.
+-- p_upstream_model names it. Locks the offer. Returns the price, or {"error": "unknown_model" | "unknown_offer" | "unknown_service" | "in_the_past"}.
 create function api.create_price(
     p_model text, p_provider text, p_prices jsonb, p_upstream_model text default null, p_service_id bigint default null,
     p_effective_from timestamptz default null, p_actor text default null
@@ -54,7 +54,8 @@ begin
         insert into gateway.offers (model_id, provider, upstream_model) values (v_model_id, p_provider, p_upstream_model)
         on conflict (model_id, provider) do nothing;
     end if;
-    select id into v_offer_id from gateway.offers where model_id = v_model_id and provider = p_provider;
+    -- Locked, so that of two prices made at once one is the later: they may not begin at the same moment.
+    select id into v_offer_id from gateway.offers where model_id = v_model_id and provider = p_provider for no key update;
     if v_offer_id is null then
         return jsonb_build_object('error', 'unknown_offer');
     end if;

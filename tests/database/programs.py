@@ -5,6 +5,7 @@ Each call knows how to do the same in the plain model, and compares what the two
 
 from __future__ import annotations
 
+import itertools
 import math
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ PASSING = {
     "month": (WINDOWS, timedelta(days=31)),
 }
 PATIENCE = 30.0
+DAYS_AHEAD = itertools.count(1)  # no two prices may begin at the same moment
 
 
 # The world
@@ -590,7 +592,7 @@ class SetLimit(OfTheOperator):
 
 @dataclass(frozen=True, slots=True)
 class SetPrice(OfTheOperator):
-    """A new price of a model: so many halves of the catalogue's, from now or from tomorrow on."""
+    """A new price of a model: so many halves of the catalogue's, from now or from some day on."""
 
     name: str
     halves: int
@@ -607,7 +609,7 @@ class SetPrice(OfTheOperator):
             # what the table rounds is no price that the model could know
             "p_prices": {name: str(round(price, 10)) for name, price in self._prices().items()},
             "p_service_id": None if self.service is None else pick(world.service_ids, self.service),
-            "p_effective_from": datetime.now(UTC) + timedelta(days=1) if self.ahead else None,
+            "p_effective_from": datetime.now(UTC) + timedelta(days=next(DAYS_AHEAD)) if self.ahead else None,
         }
 
     def call(self, world: World, connection: Connection, asked: JSONObject) -> Any:
