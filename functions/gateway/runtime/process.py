@@ -107,12 +107,17 @@ def _open_transport(
 
 
 def _open_providers_http(settings: Settings) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=30)
+    # A call that is sent at the moment at which the provider closes an idle connection is lost, and can't be
+    # sent again: it may have been taken. So we are to be the first. Hosted providers wait for a minute and
+    # more; vLLM (uvicorn) and Node's servers for five seconds, but in their networks connecting is cheap.
+    far = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=30)
+    near = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=2)
     # No read time-out: each call has its own deadline, and a model may think for minutes first.
     patience = settings.connect_timeout_seconds
     return httpx.AsyncClient(
         timeout=httpx.Timeout(None, connect=patience, pool=patience),
-        transport=_open_transport(settings, limits, traced_as="host"),
+        transport=_open_transport(settings, far, traced_as="host"),
+        mounts={"http://": _open_transport(settings, near, traced_as="host")},
         follow_redirects=False,
         trust_env=False,
         cookies=_NoCookies(),
