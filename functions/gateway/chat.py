@@ -423,7 +423,7 @@ async def _relay(
         raise ProviderError(
             provider_call.provider.name,
             Fault.PROTOCOL,
-            f"{provider_call.provider.title} ended the stream before the answer was whole.",
+            f"{provider_call.provider.subject} ended the stream before the answer was whole.",
         )
 
 

@@ -158,7 +158,7 @@ class Upstream:
             raise ProviderError(
                 call.provider.name,
                 Fault.TRANSIENT,
-                f"{call.provider.title} can't be reached.",
+                f"{call.provider.subject} can't be reached.",
                 detail=type(error).__name__,
             ) from error
         except httpx.TransportError as error:
@@ -187,7 +187,7 @@ async def read_answer(call: ProviderCall, response: httpx.Response) -> bytes:
         raise ProviderError(
             call.provider.name,
             Fault.PROTOCOL,
-            f"{call.provider.title} sent an answer that is too large.",
+            f"{call.provider.subject} sent an answer that is too large.",
             detail=f"more than {_MAX_ANSWER_BYTES} bytes",
         )
     return content

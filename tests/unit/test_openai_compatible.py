@@ -271,7 +271,7 @@ def test_each_status_has_its_fault_and_its_answer(status: int, fault: Fault, ans
     given_out = error.as_gateway_error()
     assert given_out.status == answered
     assert KEY not in f"{given_out.body()} {given_out.detail}"
-    assert CALL.provider.title in given_out.message
+    assert CALL.provider.title in given_out.message or given_out.message.startswith(CALL.provider.subject)
     if fault is Fault.CLIENT:
         assert (given_out.param, given_out.code) == ("messages", "c")
     else:
@@ -590,3 +590,14 @@ def test_no_chunk_crashes_the_stream(chunks: list[Any]) -> None:
     state, _ = _run(_bytes(*(json.dumps(chunk) for chunk in chunks)))
     assert state.usage is None or state.usage.total_input > 0
     assert isinstance(state.generated, tuple)
+
+
+@pytest.mark.parametrize(
+    ("name", "beginning"),
+    [("openai-compatible", "The OpenAI-compatible service"), ("xai", "xAI"), ("vllm", "vLLM")],
+)
+def test_a_failures_message_begins_as_a_sentence_does(name: str, beginning: str) -> None:
+    provider = provider_named(name)
+    call = ProviderCall(provider, "http://127.0.0.1/v1", "m", {}, output_bound=None, stream=False)
+    error = OPENAI_COMPATIBLE.parse_error(call, 500, {}, b"")
+    assert error.message == f"{beginning} failed (status 500)."

@@ -467,7 +467,7 @@ def _unreadable(call: ProviderCall, detail: str) -> ProviderError:
     return ProviderError(
         call.provider.name,
         Fault.PROTOCOL,
-        f"{call.provider.title} sent an answer that could not be read.",
+        f"{call.provider.subject} sent an answer that could not be read.",
         detail=_scrub(call, detail),
     )
 
@@ -499,7 +499,7 @@ def _error(
     error = body.get("error") if isinstance(body, dict) else None
     error = error if isinstance(error, dict) else {}
     fault = _fault(status, body, error)
-    title = call.provider.title
+    subject = call.provider.subject
     if fault is Fault.OPERATOR:
         words = said or _scrub(call, excerpt[:2000].decode("utf-8", "replace"))
         return _operator_fault(call, f"status {status}: {words}", status)
@@ -507,13 +507,13 @@ def _error(
     terms = filter(None, (_term(error.get("type")), _term(error.get("code"))))
     detail = ", ".join([f"status {status}", *terms])
     if fault is Fault.CLIENT:
-        message = f"{title} refused the request: {said or f'status {status}'}"
+        message = f"{subject} refused the request: {said or f'status {status}'}"
     elif status in {408, 504}:
-        message = f"{title} took too long."
+        message = f"{subject} took too long."
     elif status == 429:  # noqa: PLR2004
-        message = f"{title} is limiting the gateway's requests. Try again later."
+        message = f"{subject} is limiting the gateway's requests. Try again later."
     else:
-        message = f"{title} failed (status {status})."
+        message = f"{subject} failed (status {status})."
     return ProviderError(
         call.provider.name,
         fault,

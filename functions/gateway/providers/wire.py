@@ -77,6 +77,11 @@ class Provider:
     """Header name → which attribution setting it carries: `site_url` or `site_name`."""
     extra_headers: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def subject(self) -> str:
+        """The title as a sentence begins with it. Names such as xAI and vLLM keep their first letter."""
+        return f"T{self.title[1:]}" if self.title.startswith("the ") else self.title
+
 
 @dataclass(frozen=True, slots=True)
 class ProviderCall:
