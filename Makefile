@@ -83,6 +83,8 @@ clean:
 .venv/.dev: requirements-dev.txt .venv/.made
 	@echo "Installing the Python packages of the local stack"
 	@$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements-dev.txt
+	@printf '#!/bin/sh\nPYTHONPATH="%s/functions:%s" exec "%s/$(PY)" -m infra.cli "$$@"\n' "$(CURDIR)" "$(CURDIR)" "$(CURDIR)" > .venv/bin/sluice
+	@chmod +x .venv/bin/sluice
 	@touch $@
 
 .venv/.test: requirements-test.txt .venv/.dev

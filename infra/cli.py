@@ -1,4 +1,4 @@
-"""The operator's command line: `python -m infra.cli --help`."""
+"""The operator's command line: `.venv/bin/sluice --help`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ import typer
 from rich.console import Console
 
 from infra.local.processes import StackError
+from infra.operator.api import OperatorError
+from infra.operator.doctor import doctor
+from infra.operator.keys import keys
+from infra.operator.prices import prices
+from infra.operator.usage import show_usage
+from infra.operator.users import credit, users
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,16 +48,6 @@ def _step(name: str) -> Iterator[None]:
     _console.print(f"[green]✓[/green] {name} [dim]{time.monotonic() - start:.1f} s[/dim]")
 
 
-@contextlib.contextmanager
-def _said_plainly() -> Iterator[None]:
-    """End with one line for what the user can put right."""
-    try:
-        yield
-    except (StackError, psycopg.OperationalError) as error:
-        print(f"sluice: {error}", file=sys.stderr, flush=True)
-        raise typer.Exit(1) from error
-
-
 def _welcome(stack: RunningStack) -> None:
     # Plain prints: what is to be pasted must not be wrapped.
     print(f"Sluice is ready on {stack.url}")
@@ -68,22 +64,20 @@ def _welcome(stack: RunningStack) -> None:
 @app.command()
 def dev() -> None:
     """Run the whole gateway here. PORT, DATA_DIR, ADMIN_KEY and SUPABASE_URL are honoured."""
-    with _said_plainly():
-        from infra.local.stack import StackOptions, run_stack  # noqa: PLC0415 - the other commands start at once
+    from infra.local.stack import StackOptions, run_stack  # noqa: PLC0415 - the other commands start at once
 
-        run_stack(StackOptions.from_environment(os.environ), step=_step, ready=_welcome)
+    run_stack(StackOptions.from_environment(os.environ), step=_step, ready=_welcome)
 
 
 @app.command(name="migrate")
 def migrate_database() -> None:
     """Apply the migrations that the database at DATABASE_URL lacks."""
-    with _said_plainly():
-        from infra.local.database import migrate  # noqa: PLC0415
-        from infra.local.stack import database_url  # noqa: PLC0415
+    from infra.local.database import migrate  # noqa: PLC0415
+    from infra.local.stack import database_url  # noqa: PLC0415
 
-        url = database_url(os.environ)
-        done = migrate(url, applying=lambda migration: print(f"applying {migration.path.name}", flush=True))
-        print(f"{len(done)} applied" if done else "the database is up to date")
+    url = database_url(os.environ)
+    done = migrate(url, applying=lambda migration: print(f"applying {migration.path.name}", flush=True))
+    print(f"{len(done)} applied" if done else "the database is up to date")
 
 
 @app.command()
@@ -93,14 +87,13 @@ def admin_key(
     ] = "operator",
 ) -> None:
     """Make an admin key for the database at DATABASE_URL and print it, once: only its hash is kept."""
-    with _said_plainly():
-        from gateway.auth import new_key  # noqa: PLC0415
-        from infra.local.seeding import create_admin_key  # noqa: PLC0415
-        from infra.local.stack import database_url  # noqa: PLC0415
+    from gateway.auth import new_key  # noqa: PLC0415
+    from infra.local.seeding import create_admin_key  # noqa: PLC0415
+    from infra.local.stack import database_url  # noqa: PLC0415
 
-        key = new_key()
-        create_admin_key(database_url(os.environ), key, name)
-        print(key)
+    key = new_key()
+    create_admin_key(database_url(os.environ), key, name)
+    print(key)
 
 
 @app.command()
@@ -114,10 +107,9 @@ def new_key() -> None:
 @app.command()
 def drift() -> None:
     """Fail with a diff when supabase/migrations/ does not build what sql/ describes."""
-    with _said_plainly():
-        from infra.local.drift import check  # noqa: PLC0415
+    from infra.local.drift import check  # noqa: PLC0415
 
-        found = check()
+    found = check()
     if found:
         print(found)
         print("\nsupabase/migrations/ and sql/ differ: write the migration, or mend sql/", file=sys.stderr)
@@ -135,5 +127,22 @@ def simulator(port: Annotated[int, typer.Option(help="Where it listens on 127.0.
     uvicorn.run(create_simulator(), host="127.0.0.1", port=port, log_level="warning", access_log=False)
 
 
+app.add_typer(users, name="users")
+app.add_typer(credit, name="credits")
+app.add_typer(keys, name="keys")
+app.add_typer(prices, name="prices")
+app.command(name="usage")(show_usage)
+app.command()(doctor)
+
+
+def main() -> None:
+    """Run the command; what the user can put right ends it with one line."""
+    try:
+        app(prog_name="sluice")
+    except (StackError, OperatorError, psycopg.OperationalError) as error:
+        print(f"sluice: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    app()
+    main()

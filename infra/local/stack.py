@@ -55,10 +55,9 @@ class StackOptions:
         if admin_key is not None and not auth.may_be_key(admin_key):
             raise StackError(
                 f"ADMIN_KEY can't be used: it needs {auth.MIN_CHOSEN_CHARS} to {auth.MAX_CHOSEN_CHARS} "
-                "printable characters, or is to be one that `python -m infra.cli new-key` made"
+                "printable characters, or is to be one that `sluice new-key` made"
             )
-        data_dir = Path(environ.get("DATA_DIR", "").strip() or paths.REPOSITORY / ".sluice")
-        return cls(int(port), data_dir.resolve(), admin_key, bool(environ.get("SUPABASE_URL", "").strip()))
+        return cls(int(port), _data_dir(environ), admin_key, bool(environ.get("SUPABASE_URL", "").strip()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,18 +160,26 @@ def prepare_database(server: EmbeddedPostgres, state: StackState) -> None:
     seed(server.url(DATABASE))
 
 
+def local_state(environ: Mapping[str, str]) -> StackState | None:
+    """Return what the stack in DATA_DIR keeps; None where there is none. StackError if it is unreadable."""
+    return StackState.read(_data_dir(environ))
+
+
 def database_url(environ: Mapping[str, str]) -> str:
     """Return the URL that the commands work on: DATABASE_URL, else the running local stack's."""
     if given := environ.get("DATABASE_URL", "").strip():
         return given
-    data_dir = Path(environ.get("DATA_DIR", "").strip() or paths.REPOSITORY / ".sluice").resolve()
-    state = StackState.read(data_dir)
+    state = local_state(environ)
     if state is None:
         raise StackError("set DATABASE_URL to the project's connection string, or start `make dev` first")
     server = EmbeddedPostgres(
-        data_dir / "postgres", port=state.postgres_port, password=state.postgres_password
+        _data_dir(environ) / "postgres", port=state.postgres_port, password=state.postgres_password
     )
     return server.url(DATABASE)
+
+
+def _data_dir(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("DATA_DIR", "").strip() or paths.REPOSITORY / ".sluice").resolve()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""The operator's commands over a running gateway's HTTP API."""
