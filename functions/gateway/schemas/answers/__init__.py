@@ -6,7 +6,7 @@ No request path imports them. A field without a default is always there; one wit
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
@@ -50,10 +50,16 @@ NewKey = Annotated[
 ]
 
 
+def _without_defaults(schema: dict[str, Any]) -> None:
+    # A default here says that a field may be missing; clients must not take it for the field's value.
+    for field in schema.get("properties", {}).values():
+        field.pop("default", None)
+
+
 class Answer(BaseModel):
     """The body of a response. Strict: what is not written down here is not answered."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, json_schema_extra=_without_defaults)
 
 
 class Page(Answer, Generic[Item]):
@@ -93,3 +99,23 @@ class Success(Answer):
     """The beginning of the answers of the older routes."""
 
     status: Literal["success"]
+
+
+class LimitsAnswer(Answer):
+    """The limits that are set, by window.
+
+    A name that is missing has none. Spend is exact, as decimal text.
+    """
+
+    requests_per_minute: Count = 0
+    requests_per_hour: Count = 0
+    requests_per_day: Count = 0
+    requests_per_month: Count = 0
+    tokens_per_minute: Count = 0
+    tokens_per_hour: Count = 0
+    tokens_per_day: Count = 0
+    tokens_per_month: Count = 0
+    spend_usd_per_minute: Usd = "0"
+    spend_usd_per_hour: Usd = "0"
+    spend_usd_per_day: Usd = "0"
+    spend_usd_per_month: Usd = "0"

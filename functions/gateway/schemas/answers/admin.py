@@ -1,0 +1,210 @@
+"""What the operator's routes answer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from gateway.schemas.answers import (
+    Answer,
+    Count,
+    Credits,
+    Day,
+    Id,
+    KeyPrefix,
+    LimitsAnswer,
+    NewKey,
+    Number,
+    Page,
+    Percent,
+    Success,
+    Time,
+    Usd,
+)
+
+
+class CreatedCustomer(Answer):
+    """A customer that was just added."""
+
+    id: Id
+    name: str = Field(examples=["Ada"])
+    email: str = Field(examples=["ada@example.com"])
+    company: str | None
+    username: str = Field(examples=["ada@example.com"])
+    created_at: Time
+
+
+class CreatedUser(Success):
+    """A customer that was just added, with a key."""
+
+    user_id: Id
+    api_key: NewKey
+    credits: Credits
+
+
+class AddedCredits(Success):
+    """What was paid in, and what the customer has now."""
+
+    user_id: Id
+    credits_added: Number = Field(examples=[500000])
+    added_usd: Usd
+    balance_after: Credits
+    balance_after_usd: Usd
+    duplicate: bool = Field(description="The reference was known: nothing was paid in this time.")
+
+
+class BalanceKey(Answer):
+    """A key, as far as the list of balances shows it."""
+
+    id: Id
+    prefix: KeyPrefix
+    active: bool
+
+
+class UserBalance(Answer):
+    """One customer's account."""
+
+    user_id: Id
+    name: str = Field(examples=["Ada"])
+    email: str | None = Field(examples=["ada@example.com"])
+    credits: Credits
+    balance_usd: Usd
+    held_usd: Usd
+    api_keys: list[BalanceKey]
+
+
+class BalanceList(Success):
+    """Customers' accounts, by id."""
+
+    users: list[UserBalance]
+    next_cursor: str | None = Field(description="The cursor of the next page; null where this is the last.")
+
+
+class SubjectLimits(Success):
+    """All limits of the subject that was named, by window."""
+
+    rate_limits: LimitsAnswer
+    warn: LimitsAnswer = Field(description="The soft marks, absolute.")
+
+
+class Service(Answer):
+    """A connection to a provider. Of its key only the last four characters are told."""
+
+    id: Id
+    name: str = Field(examples=["openai"])
+    provider: str = Field(examples=["openai"])
+    base_url: str | None = Field(description="Null: the provider's own.")
+    provider_key_set: bool
+    provider_key_last4: str | None = Field(examples=["x9Qf"])
+    enabled_models: list[str] = Field(examples=[["gpt-4o-mini"]])
+    limits: LimitsAnswer
+    priority: int = Field(description="Lower is tried first.", examples=[100])
+    active: bool
+    created_at: Time
+
+
+class ServiceList(Page[Service]):
+    """Services by id."""
+
+
+class DeletedService(Answer):
+    """A service that is gone."""
+
+    id: Id
+    deleted: Literal[True]
+
+
+class PricesAnswer(Answer):
+    """One version of what a provider takes: USD per million tokens of each class, as exact decimal text.
+
+    A class that is missing costs what its base class (input or output) costs.
+    """
+
+    id: Id
+    effective_from: Time
+    source: str | None = Field(examples=["https://openai.com/api/pricing"])
+    source_date: Day | None
+    input: Usd
+    output: Usd
+    cached_input: Usd = "0"
+    cache_write: Usd = "0"
+    audio_input: Usd = "0"
+    image_input: Usd = "0"
+    audio_output: Usd = "0"
+    image_output: Usd = "0"
+    per_request: Usd = "0"
+    per_image: Usd = "0"
+
+
+class Price(PricesAnswer):
+    """A version of a price, and whose it is."""
+
+    model: str = Field(examples=["gpt-4o-mini"])
+    provider: str = Field(examples=["openai"])
+    service_id: Id | None = Field(description="Set: it holds for that service alone.")
+
+
+class PriceList(Page[Price]):
+    """Versions of prices, the newest first."""
+
+
+class OfferAnswer(Answer):
+    """A provider that sells a model."""
+
+    id: Id
+    provider: str = Field(examples=["openai"])
+    upstream_model: str = Field(description="The model's name there.", examples=["gpt-4o-mini"])
+    prices: PricesAnswer | None = Field(description="What is in force now; null: it can't be called.")
+
+
+class CatalogueModel(Answer):
+    """A model of the catalogue. Lengths are in tokens."""
+
+    id: Id
+    name: str = Field(examples=["gpt-4o-mini"])
+    display_name: str | None = Field(examples=["GPT-4o mini"])
+    context_length: Count | None = Field(examples=[128000])
+    max_output_tokens: Count | None = Field(examples=[16384])
+    input_modalities: list[str] = Field(examples=[["text", "image"]])
+    output_modalities: list[str] = Field(examples=[["text"]])
+    active: bool
+    created_at: Time
+    offers: list[OfferAnswer]
+
+
+class CatalogueList(Page[CatalogueModel]):
+    """Models by id."""
+
+
+class SettingsAnswer(Answer):
+    """The settings of the whole."""
+
+    commission_percent: Percent
+    billing_mode: Literal["markup", "flat"]
+    flat_usd_per_1k_tokens: Usd
+    credit_value_usd: Usd
+    default_max_output_tokens: Count = Field(examples=[8192])
+    default_requests_per_minute: Count | None = Field(examples=[60])
+    default_tokens_per_minute: Count | None
+    expired_hold_policy: Literal["release", "charge"]
+
+
+class LedgerMismatch(Answer):
+    """An account that its entries or its running calls do not explain."""
+
+    customer_id: Id
+    balance_usd: Usd
+    ledger_usd: Usd
+    held_usd: Usd
+    requests_held_usd: Usd
+
+
+class LedgerCheck(Answer):
+    """What recomputing the books has found."""
+
+    ok: bool
+    accounts: Count
+    mismatches: list[LedgerMismatch] = Field(description="At most a hundred.", examples=[[]])
+    misbooked_requests: Count = Field(description="Requests whose entries are not their charge.")
+    orphan_holds: Count = Field(description="Holds whose lease has run out and that nobody has ended.")

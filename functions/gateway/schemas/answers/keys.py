@@ -1,0 +1,64 @@
+"""What the routes of keys answer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from gateway.schemas.answers import Answer, Count, Id, KeyPrefix, NewKey, Page, Time
+
+Scope = Literal["chat", "usage", "keys", "billing", "admin"]
+
+
+class Key(Answer):
+    """A key, without its secret."""
+
+    id: Id
+    customer_id: Id | None = Field(description="Null: an operator's key, which belongs to nobody.")
+    name: str = Field(examples=["production"])
+    prefix: KeyPrefix
+    scopes: list[Scope] = Field(examples=[["chat", "usage"]])
+    allowed_models: list[Id] | None = Field(description="Ids; null: all.", examples=[None])
+    allowed_services: list[Id] | None = Field(description="Ids; null: all.", examples=[None])
+    active: bool
+    created_at: Time
+    last_used_at: Time | None
+    expires_at: Time | None
+    revoked_at: Time | None
+    rate_limit: Count | None = Field(description="Requests per minute, of each model.", examples=[60])
+
+
+class CreatedKey(Key):
+    """A key that was just made: the one time that it is shown whole."""
+
+    key: NewKey
+
+
+class KeyList(Page[Key]):
+    """Keys by id."""
+
+
+class ToggledKey(Answer):
+    """Whether a key is on."""
+
+    id: Id
+    active: bool
+
+
+class RevokedKey(Answer):
+    """A key that is off for good."""
+
+    id: Id
+    active: Literal[False]
+    deleted: Literal[True]
+
+
+class OlderKey(Answer):
+    """A key that was just made, as the older route shows it."""
+
+    id: Id
+    key: NewKey
+    name: str = Field(examples=["default"])
+    rate_limit: Count | None = Field(description="Requests per minute, of each model.", examples=[60])
+    allowed_models: list[Id] | None = Field(description="Ids; null: all.", examples=[None])
