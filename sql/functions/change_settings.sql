@@ -1,25 +1,38 @@
--- api.change_settings: changes what p_changes names, and returns all settings. With '{}' it only reads. The table's constraints decide
--- what is valid; a name that is no setting is ignored here and refused by the caller.
+-- api.change_settings: changes what p_changes names, and returns all settings: amounts as exact text, and of the webhook secret (which
+-- comes in sealed) only whether it is set. With '{}' it only reads. The table's constraints decide what is valid; a name that is no setting
+-- is ignored here and refused by the caller. {"error": "webhook_secret_needed"} where a webhook would go out unsigned. Locks the settings.
 create function api.change_settings(p_changes jsonb default '{}', p_actor text default null) returns jsonb
 language plpgsql security definer set search_path = ''
 as $$
 declare
-    v_settings gateway.settings;
+    v_names text;
+    v_constraint text;
 begin
     perform set_config('gateway.actor', coalesce(p_actor, ''), true);
-    select * into v_settings from gateway.settings for update;
-    v_settings := jsonb_populate_record(v_settings, p_changes - 'singleton');
-    update gateway.settings
-    set (commission_percent, billing_mode, flat_usd_per_1k_tokens, credit_value_usd, default_max_output_tokens,
-         default_requests_per_minute, default_tokens_per_minute, expired_hold_policy) = (
-        v_settings.commission_percent, v_settings.billing_mode, v_settings.flat_usd_per_1k_tokens, v_settings.credit_value_usd,
-        v_settings.default_max_output_tokens, v_settings.default_requests_per_minute, v_settings.default_tokens_per_minute,
-        v_settings.expired_hold_policy)
-    where p_changes <> '{}';
-    return to_jsonb(v_settings) - 'singleton' || jsonb_build_object(
-        'commission_percent', trim_scale(v_settings.commission_percent)::text,
-        'flat_usd_per_1k_tokens', gateway.show_usd(v_settings.flat_usd_per_1k_tokens),
-        'credit_value_usd', gateway.show_usd(v_settings.credit_value_usd));
+    select string_agg(quote_ident(a.attname), ', ' order by a.attnum) into v_names
+    from pg_attribute as a
+    where a.attrelid = 'gateway.settings'::regclass and a.attnum > 0 and not a.attisdropped and a.attname <> 'singleton'
+        and p_changes ? a.attname;
+    if v_names is not null then
+        execute format(
+            'update gateway.settings set (%1$s) = (select %1$s from jsonb_populate_record(null::gateway.settings, $1))', v_names) using p_changes;
+    end if;
+    return (
+        select jsonb_object_agg(s.key, case
+                   when a.atttypid = 'numeric'::regtype and s.value <> 'null' then to_jsonb(trim_scale((s.value #>> '{}')::numeric)::text)
+                   else s.value
+               end) - array['singleton', 'webhook_secret']
+               || jsonb_build_object('webhook_secret_set', bool_or(s.key = 'webhook_secret' and s.value <> 'null'))
+        from gateway.settings as t
+        cross join jsonb_each(to_jsonb(t)) as s
+        join pg_attribute as a on a.attrelid = 'gateway.settings'::regclass and a.attname = s.key
+    );
+exception when check_violation then
+    get stacked diagnostics v_constraint = constraint_name;
+    if v_constraint = 'settings_webhook_is_signed' then
+        return jsonb_build_object('error', 'webhook_secret_needed');
+    end if;
+    raise;
 end
 $$;
 revoke all on function api.change_settings(jsonb, text) from public;

@@ -109,7 +109,7 @@ begin
             return null;
         end if;
     end if;
-    foreach v_secret in array array['secret_hash', 'provider_key'] loop
+    foreach v_secret in array array['secret_hash', 'provider_key', 'webhook_secret'] loop
         if v_before ->> v_secret is not null then
             v_before := v_before || jsonb_build_object(v_secret, '(not shown)');
         end if;
@@ -136,6 +136,8 @@ create trigger refuse_hand_edit before insert or update or delete or truncate on
 create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.usage_rollups
     for each statement execute function gateway.refuse_hand_edit();
 create trigger refuse_hand_edit before insert or update or truncate on gateway.idempotency_keys
+    for each statement execute function gateway.refuse_hand_edit();
+create trigger refuse_hand_edit before insert or update or truncate on gateway.retired_secrets
     for each statement execute function gateway.refuse_hand_edit();
 create trigger refuse_change before update or delete or truncate on gateway.audit_log
     for each statement execute function gateway.refuse_change();

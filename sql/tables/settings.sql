@@ -8,7 +8,13 @@ create table gateway.settings (
     default_requests_per_minute bigint default 60 check (default_requests_per_minute > 0),
     default_tokens_per_minute bigint check (default_tokens_per_minute > 0),
     expired_hold_policy text not null default 'release' check (expired_hold_policy in ('release', 'charge')),
-    constraint settings_are_numbers check ('NaN' <> all (array[flat_usd_per_1k_tokens, credit_value_usd]))
+    constraint settings_are_numbers check ('NaN' <> all (array[flat_usd_per_1k_tokens, credit_value_usd])),
+    auth_sign_up text not null default 'link' constraint settings_auth_sign_up_check check (auth_sign_up in ('off', 'link', 'create')),
+    webhook_url text constraint settings_webhook_url_check check (webhook_url ~ '^https?://[^/@]+(/|$)' and length(webhook_url) <= 2000),
+    webhook_secret text constraint settings_webhook_secret_check check (webhook_secret ~ '^v[0-9]+\.'),
+    log_retention_months integer constraint settings_log_retention_months_check check (log_retention_months between 2 and 1200),
+    usage_detail_days integer default 93 constraint settings_usage_detail_days_check check (usage_detail_days between 35 and 36600),
+    constraint settings_webhook_is_signed check (webhook_url is null or webhook_secret is not null)
 );
 insert into gateway.settings default values;
 alter table gateway.settings enable row level security;
@@ -23,3 +29,8 @@ comment on column gateway.settings.default_max_output_tokens is 'Output bound of
 comment on column gateway.settings.default_requests_per_minute is 'Requests per minute for each key and model where no limit of the key says otherwise; empty: none.';
 comment on column gateway.settings.default_tokens_per_minute is 'Tokens per minute for each key and model where no limit of the key says otherwise; empty: none.';
 comment on column gateway.settings.expired_hold_policy is 'What a hold costs that nobody settled: release (nothing; the operator''s loss) or charge (the whole hold).';
+comment on column gateway.settings.auth_sign_up is 'What a Supabase Auth token does whose person is no customer yet: off (refused), link (to the customer with its confirmed address), create (a customer, where none has the address).';
+comment on column gateway.settings.webhook_url is 'Where events are sent; empty: nowhere.';
+comment on column gateway.settings.webhook_secret is 'What events are signed with, AES-256-GCM under a master key that this database never sees. Never plain text: the check refuses it.';
+comment on column gateway.settings.log_retention_months is 'Whole months of the request log that are kept beside the current one; empty: all, for ever. The books, checkpoints and sums of older months stay.';
+comment on column gateway.settings.usage_detail_days is 'For how many days usage is kept by the quarter of an hour, for charts by the hour; empty: for ever. By day and month it is kept for ever.';

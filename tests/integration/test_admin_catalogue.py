@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 
-from tests.fixtures.management import Management, assert_error, management
+from gateway import webhook_endpoint
+from tests.fixtures.management import MASTER_KEYS, Management, assert_error, management
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +27,16 @@ SETTINGS = {
     "default_requests_per_minute": 60,
     "default_tokens_per_minute": None,
     "expired_hold_policy": "release",
+    "auth_sign_up": "link",
+    "webhook_url": None,
+    "webhook_secret_set": False,
+    "log_retention_months": None,
+    "usage_detail_days": 93,
 }
+SETTINGS_COLUMNS = [name.removesuffix("_set") for name in SETTINGS]
+# By number, so that no test asks a resolver.
+HOOK = "https://8.8.8.8"
+WEBHOOK_SECRET = "whsec_" + base64.b64encode(bytes(range(24))).decode()
 
 
 async def test_model_is_added_with_its_offers_and_prices(management: Management) -> None:
@@ -195,7 +207,7 @@ async def test_bad_price_is_refused(
 def default_settings(management: Management) -> Iterator[None]:
     """The module's database is shared: what a test changes of the settings it puts back."""
     yield
-    assignments = ", ".join(f"{name} = default" for name in SETTINGS)
+    assignments = ", ".join(f"{name} = default" for name in SETTINGS_COLUMNS)
     management.connection.execute(f"update gateway.settings set {assignments}".encode())
 
 
@@ -211,8 +223,19 @@ async def test_settings_change_as_named(management: Management) -> None:
         "default_requests_per_minute": None,
         "default_tokens_per_minute": 1000,
         "expired_hold_policy": "charge",
+        "auth_sign_up": "create",
+        "webhook_url": HOOK + "/events/?tenant=7",
+        "webhook_secret": WEBHOOK_SECRET,
+        "log_retention_months": 2,
+        "usage_detail_days": None,
     }
-    expected = {**changes, "commission_percent": "7.25", "credit_value_usd": "0.001"}
+    expected = {
+        **changes,
+        "commission_percent": "7.25",
+        "credit_value_usd": "0.001",
+        "webhook_secret_set": True,
+    }
+    del expected["webhook_secret"]
     assert await management.ok("PATCH", "/admin/settings", changes) == expected
     assert await management.ok("PATCH", "/admin/settings", {}) == expected
     assert await management.ok("GET", "/admin/settings") == expected
@@ -242,6 +265,21 @@ async def test_settings_change_as_named(management: Management) -> None:
         ("default_requests_per_minute", 0),
         ("default_tokens_per_minute", "10"),
         ("expired_hold_policy", "keep"),
+        ("auth_sign_up", "open"),
+        ("auth_sign_up", None),
+        ("webhook_url", "https://user:pass@hooks.example/"),
+        ("webhook_url", "https://hooks.example/#part"),
+        ("webhook_url", "ftp://hooks.example/"),
+        ("webhook_url", "https://hooks.example/?a=b c"),
+        ("webhook_secret", "too-short"),
+        ("webhook_secret", "whsec_" + "A" * 30),
+        ("webhook_secret", "whsec_" + "not*base64" * 5),
+        ("webhook_secret", "x" * 65),
+        ("webhook_secret", "tabs\tin a secret of length"),
+        ("log_retention_months", 1),
+        ("log_retention_months", 2.0),
+        ("usage_detail_days", 34),
+        ("webhook_secret_set", True),
         ("singleton", False),
         ("comission_percent", 5),
     ],
@@ -281,4 +319,39 @@ async def test_ledger_check_proves_the_books_and_finds_a_false_balance(managemen
             "update gateway.accounts set balance_usd = %s where customer_id = %s returning 1",
             Decimal("12.5"),
             customer.id,
+        )
+
+
+@pytest.mark.usefixtures("default_settings")
+async def test_webhook_secret_is_sealed_and_never_shown(management: Management) -> None:
+    webhook = {"webhook_url": HOOK, "webhook_secret": WEBHOOK_SECRET}
+    response = await management.admin("PATCH", "/admin/settings", webhook)
+    assert WEBHOOK_SECRET not in response.text
+    sealed = management.value("select webhook_secret from gateway.settings")
+    assert sealed not in response.text
+    audited = management.value(
+        "select jsonb_agg(a)::text from gateway.audit_log as a where entity = 'settings'"
+    )
+    assert "(not shown)" in audited
+    assert sealed not in audited
+    assert WEBHOOK_SECRET not in audited
+    opened = webhook_endpoint.open_secret(sealed, master_keys=MASTER_KEYS)
+    assert opened == bytes(range(24))
+
+
+@pytest.mark.usefixtures("default_settings")
+async def test_a_webhook_is_never_unsigned(management: Management) -> None:
+    url = {"webhook_url": HOOK}
+    assert_error(await management.admin("PATCH", "/admin/settings", url), 422, param="webhook_secret")
+    await management.ok("PATCH", "/admin/settings", {**url, "webhook_secret": WEBHOOK_SECRET})
+    without = {"webhook_secret": None}
+    assert_error(await management.admin("PATCH", "/admin/settings", without), 422, param="webhook_secret")
+    cleared = await management.ok("PATCH", "/admin/settings", {"webhook_url": None, "webhook_secret": None})
+    assert cleared == SETTINGS
+
+
+async def test_by_hand_a_webhook_secret_is_never_plain_text(management: Management) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation):
+        management.connection.execute(
+            "update gateway.settings set webhook_secret = 'plain text of an operator'"
         )

@@ -22,6 +22,7 @@ BOTTOM = {
     "observability",
     "redaction",
     "schemas",
+    "sealing",
     "service_urls",
     "settings",
 }
@@ -30,7 +31,7 @@ SHARED = {"metering", "paging", "principals", "refusals", "upstream"}
 LAYERS: list[set[str]] = [
     BOTTOM,
     {"database"},
-    {"auth", "pricing", "providers", "service_keys", "spool", "tokens"},
+    {"auth", "pricing", "providers", "service_keys", "spool", "tokens", "webhook_endpoint"},
     SHARED,
     {"runtime"},
 ]
@@ -38,7 +39,7 @@ LAYERS: list[set[str]] = [
 OPEN_LAYERS = [BOTTOM, SHARED]
 
 MAX_HANDLER_LINES = 40
-LIBRARY_AT_HOME = {"supabase": "database", "postgrest": "database", "cryptography": "service_keys"}
+LIBRARY_AT_HOME = {"supabase": "database", "postgrest": "database", "cryptography": "sealing"}
 
 
 def _modules() -> list[Path]:

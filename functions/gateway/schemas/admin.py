@@ -42,6 +42,7 @@ ProviderKey = Annotated[
     str,
     StringConstraints(min_length=1, max_length=PROVIDER_KEY_CHARS, pattern=r"^[!-~]+$"),
 ]
+WebhookSecret = Annotated[str, StringConstraints(min_length=24, max_length=100, pattern=r"^[!-~]+$")]
 BaseUrl = Annotated[str, Field(min_length=1, max_length=512)]
 Priority = Annotated[int, Field(ge=-1_000_000, le=1_000_000)]
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
@@ -207,10 +208,21 @@ class CreateModelRequest(Body):
 
 
 class ChangeSettingsRequest(Patch):
-    """The body of PATCH /admin/settings. Null of a default limit: none."""
+    """The body of PATCH /admin/settings. Null of a default limit: none; of a retention: for ever.
+
+    `webhook_secret` is `whsec_` and base64 of 24 to 64 bytes, or a text of as many. It is kept sealed and
+    never shown.
+    """
 
     nullable: ClassVar[frozenset[str]] = frozenset(
-        {"default_requests_per_minute", "default_tokens_per_minute"}
+        {
+            "default_requests_per_minute",
+            "default_tokens_per_minute",
+            "webhook_url",
+            "webhook_secret",
+            "log_retention_months",
+            "usage_detail_days",
+        }
     )
 
     commission_percent: Commission | None = None
@@ -221,3 +233,8 @@ class ChangeSettingsRequest(Patch):
     default_requests_per_minute: PositiveCount | None = None
     default_tokens_per_minute: PositiveCount | None = None
     expired_hold_policy: Literal["release", "charge"] | None = None
+    auth_sign_up: Literal["off", "link", "create"] | None = None
+    webhook_url: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
+    webhook_secret: Annotated[WebhookSecret | None, Field(repr=False)] = None
+    log_retention_months: Annotated[int, Field(ge=2, le=1200)] | None = None
+    usage_detail_days: Annotated[int, Field(ge=35, le=36_600)] | None = None

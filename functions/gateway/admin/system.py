@@ -1,0 +1,63 @@
+"""The settings of the whole, and the proof that its books add up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway import webhook_endpoint
+from gateway.errors import Unprocessable
+from gateway.http import JSONResponse, read_model
+from gateway.refusals import accept
+from gateway.schemas.admin import ChangeSettingsRequest
+from gateway.schemas.values import as_sent
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from gateway.principals import Principal
+    from gateway.runtime.process import Process
+
+
+class System:
+    """The settings of the whole, and the proof that its books add up."""
+
+    def __init__(self, process: Process) -> None:
+        self._database = process.database
+        self._master_keys = process.settings.master_keys
+        self._allow_private = process.settings.allow_private_urls
+
+    async def read_settings(self, _request: Request, principal: Principal) -> Response:
+        """GET /admin/settings."""
+        return JSONResponse(await self._database.change_settings({}, actor=principal.actor))
+
+    async def change_settings(self, request: Request, principal: Principal) -> Response:
+        """PATCH /admin/settings."""
+        asked, _ = await read_model(request, ChangeSettingsRequest, exact=True)
+        changes = {name: as_sent(getattr(asked, name)) for name in asked.model_fields_set}
+        if asked.webhook_url is not None:
+            await webhook_endpoint.check_webhook_url(asked.webhook_url, allow_private=self._allow_private)
+        if asked.webhook_secret is not None:
+            changes["webhook_secret"] = self._sealed(asked.webhook_secret)
+        told = accept(
+            await self._database.change_settings(changes, actor=principal.actor),
+            webhook_secret_needed=Unprocessable(
+                "A webhook_url needs a webhook_secret: what is sent there is signed.",
+                code="webhook_secret_required",
+                param="webhook_secret",
+            ),
+        )
+        return JSONResponse(told)
+
+    async def check_ledger(self, _request: Request, _principal: Principal) -> Response:
+        """GET /admin/ledger/check."""
+        return JSONResponse(await self._database.check_ledger())
+
+    def _sealed(self, secret: str) -> str:
+        try:
+            webhook_endpoint.signing_key(secret)
+        except ValueError as error:
+            raise Unprocessable(
+                f"webhook_secret {error}.", code="invalid_webhook_secret", param="webhook_secret"
+            ) from None
+        return webhook_endpoint.seal_secret(secret, master_keys=self._master_keys)
