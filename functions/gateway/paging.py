@@ -1,4 +1,4 @@
-"""Lists by the page: `?limit=&cursor=` in, `next_cursor` out. Also the numbers in paths."""
+"""Lists by the page: `?limit=&cursor=` in, `next_cursor` out. Also other values of paths and queries."""
 
 from __future__ import annotations
 
@@ -61,6 +61,23 @@ def path_id(request: Request, what: str) -> int:
     if number is None:
         raise NotFound(f"There is no such {what}.")
     return number
+
+
+def query_id(request: Request, param: str) -> int | None:
+    """Return an id in the query, None where it is not named. Raises Unprocessable (422)."""
+    text = request.query_params.get(param)
+    number = None if text is None else _number(text)
+    if text is not None and number is None:
+        raise Unprocessable(f"{param} must be an id.", param=param)
+    return number
+
+
+def query_flag(request: Request, param: str) -> bool | None:
+    """Return a flag in the query, None where it is not named. Raises Unprocessable (422)."""
+    text = request.query_params.get(param)
+    if text not in {None, "true", "false"}:
+        raise Unprocessable(f"{param} must be true or false.", param=param)
+    return None if text is None else text == "true"
 
 
 def _number(text: str) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from gateway.auth import api_key, key_hash, unknown_key
 from gateway.database.client import DatabaseError
@@ -23,34 +23,41 @@ if TYPE_CHECKING:
     AuthorizedEndpoint = Callable[[Request, "Principal"], Awaitable[Response]]
 
 ADMIN = "admin"
+_OVERSEEING = frozenset({"usage", "keys", ADMIN})
+"""Scopes with which a key sees its whole customer, and not its own requests alone."""
+
+
+class Callers(Protocol):
+    """What a process has for telling who calls."""
+
+    @property
+    def database(self) -> Database: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The caller of one request, as its key tells."""
+    """The caller of one request: a key, or a person with an access token of Supabase Auth."""
 
-    key_id: int
+    key_id: int | None
+    """None for a person."""
     customer_id: int | None
-    """None for an operator's key, which belongs to nobody."""
-    prefix: str
+    """None for an operator, who belongs to no customer."""
+    prefix: str | None
+    """What may be shown of the key; None for a person."""
     scopes: frozenset[str]
     username: str | None
-    allowed_models: frozenset[int] | None
-    """None: all."""
-    allowed_services: frozenset[int] | None
+    user_id: str | None = None
+    """The person's id in Supabase Auth."""
 
     @classmethod
     def read(cls, told: Mapping[str, Any]) -> Self:
         """Make it of what api.authenticate_key tells."""
-        models, services = told["allowed_models"], told["allowed_services"]
         return cls(
             key_id=told["key_id"],
             customer_id=told["customer_id"],
             prefix=told["prefix"],
             scopes=frozenset(told["scopes"]),
             username=told["username"],
-            allowed_models=None if models is None else frozenset(models),
-            allowed_services=None if services is None else frozenset(services),
         )
 
     @property
@@ -59,22 +66,37 @@ class Principal:
 
     @property
     def actor(self) -> str:
-        """The caller's name in the audit log and the ledger: `key sk_AbC123…`."""
-        return f"key {self.prefix}"
+        """The caller's name in the audit log and the ledger: `key sk_AbC123…`, or `user <id>`."""
+        return f"user {self.user_id}" if self.key_id is None else f"key {self.prefix}"
 
     @property
     def reach(self) -> int | None:
         """The customer whose objects the caller may see; None: everybody's."""
         return None if self.is_admin else self.customer_id
 
+    @property
+    def own_key_id(self) -> int | None:
+        """The key whose requests alone the caller may see; None: those of all that it reaches."""
+        return self.key_id if self.scopes.isdisjoint(_OVERSEEING) else None
 
-async def authenticate(request: Request, database: Database) -> Principal:
+    @property
+    def grantable(self) -> frozenset[str]:
+        """The scopes that the caller may give to a key. A person has no scope chat, and makes keys for it."""
+        return self.scopes if self.key_id is not None else self.scopes | {"chat"}
+
+    @property
+    def bounding_key_id(self) -> int | None:
+        """The key beyond which the caller may make or change no key; None where no key bounds it."""
+        return None if self.is_admin else self.key_id
+
+
+async def authenticate(request: Request, callers: Callers) -> Principal:
     """Return who sends this request.
 
     Raises Unauthorized (401) for no key and, with one message, for one that is unknown, revoked, switched off
     or expired; Forbidden (403) where the customer is suspended; DatabaseError.
     """
-    told = await database.authenticate_key(key_hash(api_key(request.headers)))
+    told = await callers.database.authenticate_key(key_hash(api_key(request.headers)))
     error = told.get("error")
     if error == "customer_suspended":
         raise Forbidden("This account is suspended.", code="customer_suspended")
@@ -98,7 +120,16 @@ def require_scope(principal: Principal, *scopes: str) -> None:
         raise Forbidden(f"This key may not do this: it lacks the scope {wanted}.", code="scope_missing")
 
 
-def authorized(database: Database, endpoint: AuthorizedEndpoint, *scopes: str) -> Endpoint:
+def require_key(principal: Principal) -> int:
+    """Return the id of the key that calls. Raises Forbidden (403) for a person: the route is about keys."""
+    if principal.key_id is None:
+        raise Forbidden(
+            "This route tells about the API key that calls it. Call it with one.", code="key_required"
+        )
+    return principal.key_id
+
+
+def authorized(callers: Callers, endpoint: AuthorizedEndpoint, *scopes: str) -> Endpoint:
     """Return the endpoint for a route, which runs only for callers with one of these scopes, admins included.
 
     Without scopes any good key will do. The caller is known before the body is read. What the database fails
@@ -107,7 +138,7 @@ def authorized(database: Database, endpoint: AuthorizedEndpoint, *scopes: str) -
 
     async def serve(request: Request) -> Response:
         try:
-            principal = await authenticate(request, database)
+            principal = await authenticate(request, callers)
             if ADMIN in scopes:
                 require_admin(principal)
             elif scopes:

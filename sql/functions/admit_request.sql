@@ -17,13 +17,59 @@ create type gateway.limit_state as (
 );
 comment on type gateway.limit_state is 'One limited window of one subject: its limits, its soft marks and what is used of it.';
 
-create function gateway.applicable_limits(
-    p_key_id bigint, p_customer_id bigint, p_model_ids bigint[], p_service_ids bigint[], p_time_zone text, p_at timestamptz
+-- A limited key must not multiply its limits by making keys: what these do counts as its own. Only rows of the maker's own bind; the
+-- system's default is for each key by itself.
+create function gateway.limits_of_makers(
+    p_maker_key_ids bigint[], p_model_ids bigint[], p_time_zone text, p_at timestamptz
 ) returns gateway.limit_state[]
 language plpgsql stable set search_path = ''
 as $$
 begin
     return (
+        with of_makers as (
+            select * from gateway.limits where key_id = any (p_maker_key_ids)
+        ),
+        found as (
+            select l.key_id, 0::bigint as model_id, l.per,
+                l.requests, l.tokens, l.spend_usd, l.warn_requests, l.warn_tokens, l.warn_spend_usd
+            from of_makers as l
+            where l.model_id is null and not l.each_model
+            union all
+            select o.key_id, m.id, o.per,
+                coalesce(x.requests, e.requests), coalesce(x.tokens, e.tokens), coalesce(x.spend_usd, e.spend_usd),
+                coalesce(x.warn_requests, e.warn_requests), coalesce(x.warn_tokens, e.warn_tokens), coalesce(x.warn_spend_usd, e.warn_spend_usd)
+            from (select distinct l.key_id, l.per from of_makers as l where l.model_id is not null or l.each_model) as o
+            cross join unnest(p_model_ids) as m (id)
+            left join of_makers as x on x.key_id = o.key_id and x.per = o.per and x.model_id = m.id
+            left join of_makers as e on e.key_id = o.key_id and e.per = o.per and e.each_model
+        )
+        select coalesce(array_agg(
+            ('key', f.key_id, f.model_id, f.per, w.start, gateway.window_end(f.per, w.start, p_time_zone),
+             f.requests, f.tokens, f.spend_usd, f.warn_requests, f.warn_tokens, f.warn_spend_usd, 0, 0, 0)::gateway.limit_state
+            order by f.key_id, f.model_id, f.per
+        ), '{}')
+        from found as f
+        cross join lateral (select gateway.window_start(f.per, p_at, p_time_zone) as start) as w
+        where num_nonnulls(f.requests, f.tokens, f.spend_usd, f.warn_requests, f.warn_tokens, f.warn_spend_usd) > 0
+    );
+end
+$$;
+comment on function gateway.limits_of_makers(bigint[], bigint[], text, timestamptz) is 'The limits of the keys that made a key: its requests fall under them, too. Usage is not filled in.';
+revoke all on function gateway.limits_of_makers(bigint[], bigint[], text, timestamptz) from public;
+
+create function gateway.applicable_limits(
+    p_key_id bigint, p_customer_id bigint, p_model_ids bigint[], p_service_ids bigint[], p_time_zone text, p_at timestamptz,
+    p_maker_key_ids bigint[]
+) returns gateway.limit_state[]
+language plpgsql stable set search_path = ''
+as $$
+declare
+    v_of_makers gateway.limit_state[] := '{}';
+begin
+    if cardinality(p_maker_key_ids) > 0 then
+        v_of_makers := gateway.limits_of_makers(p_maker_key_ids, p_model_ids, p_time_zone, p_at);
+    end if;
+    return v_of_makers || (
         with settings as (
             select default_requests_per_minute, default_tokens_per_minute from gateway.settings
         ),
@@ -73,8 +119,8 @@ begin
     );
 end
 $$;
-comment on function gateway.applicable_limits(bigint, bigint, bigint[], bigint[], text, timestamptz) is 'The limits that a request of a key falls under, in the order in which their counters are locked. Usage is not filled in.';
-revoke all on function gateway.applicable_limits(bigint, bigint, bigint[], bigint[], text, timestamptz) from public;
+comment on function gateway.applicable_limits(bigint, bigint, bigint[], bigint[], text, timestamptz, bigint[]) is 'The limits that a request of a key falls under, those of the keys that made it included. Usage is not filled in.';
+revoke all on function gateway.applicable_limits(bigint, bigint, bigint[], bigint[], text, timestamptz, bigint[]) from public;
 
 create function gateway.lock_counters(p_limits gateway.limit_state[]) returns gateway.limit_state[]
 language plpgsql set search_path = ''
@@ -229,12 +275,21 @@ begin
         p_input_tokens_bound := c_most_tokens;
     end if;
 
-    select k.id, k.customer_id, k.prefix, k.scopes, k.allowed_models, k.allowed_services, k.active, k.expires_at,
+    select k.id, k.customer_id, k.prefix, k.scopes, k.allowed_models, k.allowed_services, k.active, k.expires_at, k.maker_key_ids,
         c.active as customer_active, c.username, c.time_zone
     into v_key
     from gateway.api_keys as k
     left join gateway.customers as c on c.id = k.customer_id
     where k.secret_hash = decode(p_key_hash, 'hex');
+    if v_key.id is null then  -- a secret that was replaced, in its grace
+        select k.id, k.customer_id, k.prefix, k.scopes, k.allowed_models, k.allowed_services, k.active, k.expires_at, k.maker_key_ids,
+            c.active as customer_active, c.username, c.time_zone
+        into v_key
+        from gateway.retired_secrets as r
+        join gateway.api_keys as k on k.id = r.key_id
+        left join gateway.customers as c on c.id = k.customer_id
+        where r.secret_hash = decode(p_key_hash, 'hex') and r.expires_at > v_at;
+    end if;
 
     <<admission>>
     begin
@@ -316,7 +371,7 @@ begin
         v_limits := gateway.applicable_limits(
             v_key.id, v_key.customer_id,
             array(select distinct r.model_id from unnest(v_resolved) as r), array(select distinct r.service_id from unnest(v_resolved) as r),
-            v_key.time_zone, v_at);
+            v_key.time_zone, v_at, v_key.maker_key_ids);
         if cardinality(v_limits) > 0 then
             v_limits := gateway.lock_counters(v_limits);
         end if;

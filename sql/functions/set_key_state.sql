@@ -11,7 +11,7 @@ declare
 begin
     perform set_config('gateway.actor', coalesce(p_actor, ''), true);
     select * into v_key from gateway.api_keys
-    where (id = p_key_id or (p_key_id is null and secret_hash = decode(p_key_hash, 'hex')))
+    where id = coalesce(p_key_id, gateway.find_key(decode(p_key_hash, 'hex')))
         and (p_customer_id is null or customer_id = p_customer_id)
     for update;
     if v_key.id is null then

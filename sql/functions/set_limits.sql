@@ -42,7 +42,7 @@ declare
 begin
     perform set_config('gateway.actor', coalesce(p_actor, ''), true);
     if p_key_hash is not null then
-        select id into v_key_id from gateway.api_keys where secret_hash = decode(p_key_hash, 'hex');
+        v_key_id := gateway.find_key(decode(p_key_hash, 'hex'));
     end if;
     if p_service_name is not null then
         select id into v_service_id from gateway.services where name = p_service_name and deleted_at is null;

@@ -12,8 +12,10 @@ create table gateway.api_keys (
     expires_at timestamptz,
     revoked_at timestamptz,
     created_at timestamptz not null default now(),
+    maker_key_ids bigint[] not null default '{}',
     constraint api_keys_customer_or_admin check (customer_id is not null or scopes = '{admin}'),
-    constraint api_keys_revoked_is_inactive check (revoked_at is null or not active)
+    constraint api_keys_revoked_is_inactive check (revoked_at is null or not active),
+    constraint api_keys_makers check (cardinality(maker_key_ids) <= 8 and array_position(maker_key_ids, null) is null)
 );
 create index api_keys_customer_idx on gateway.api_keys (customer_id);
 alter table gateway.api_keys enable row level security;
@@ -31,3 +33,4 @@ comment on column gateway.api_keys.active is 'False: refused until switched on a
 comment on column gateway.api_keys.expires_at is 'Refused from here on; empty: never.';
 comment on column gateway.api_keys.revoked_at is 'When it was revoked, for good.';
 comment on column gateway.api_keys.created_at is 'When it was made.';
+comment on column gateway.api_keys.maker_key_ids is 'The key that made it, that one''s maker, and so on, the first of them first; {}: made by an admin or a customer in person. Their limits count its requests, too.';

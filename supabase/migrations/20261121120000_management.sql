@@ -4,6 +4,8 @@ drop function gateway.inherit_limits(bigint, bigint, bigint, jsonb);
 
 drop function api.create_key(bigint, text, text, text, text[], bigint[], bigint[], timestamptz, bigint, text, jsonb, bigint);
 
+drop function api.list_keys(integer, bigint, bigint, bigint);
+
 -- The settings of sign-up, events and retention
 alter table gateway.settings
     add column auth_sign_up text not null default 'link' constraint settings_auth_sign_up_check check (auth_sign_up in ('off', 'link', 'create')),
@@ -12,6 +14,24 @@ alter table gateway.settings
     add column log_retention_months integer constraint settings_log_retention_months_check check (log_retention_months between 2 and 1200),
     add column usage_detail_days integer default 93 constraint settings_usage_detail_days_check check (usage_detail_days between 35 and 36600),
     add constraint settings_webhook_is_signed check (webhook_url is null or webhook_secret is not null);
+
+-- Rollups: all classes of tokens, times by bins, failures of services, and what came after the closing
+alter table gateway.usage_rollups
+    add column audio_input_tokens bigint not null default 0,
+    add column image_input_tokens bigint not null default 0,
+    add column audio_output_tokens bigint not null default 0,
+    add column image_output_tokens bigint not null default 0,
+    add column images bigint not null default 0,
+    add column failures bigint not null default 0,
+    add column latencies bigint not null default 0,
+    add column time_to_first_token_ms bigint not null default 0,
+    add column first_tokens bigint not null default 0,
+    add column latency_counts integer[] not null default '{}',
+    add column first_token_counts integer[] not null default '{}',
+    add column last_failure_at timestamptz,
+    add column late boolean not null default false,
+    drop constraint usage_rollups_pkey,
+    add constraint usage_rollups_pkey primary key (customer_id, bucket, key_id, model_id, service_id, late);
 
 alter table gateway.api_keys
     add column maker_key_ids bigint[] not null default '{}',
@@ -49,7 +69,38 @@ comment on column gateway.retired_secrets.key_id is 'Whose secret it was. The ke
 
 comment on column gateway.retired_secrets.expires_at is 'Refused from here on.';
 
+-- What was paid in, without the charges, which are many.
+create index ledger_paid_idx on gateway.ledger_entries (customer_id) include (amount_usd) where request_id is null;
+
+create index usage_rollups_late_idx on gateway.usage_rollups (customer_id) where late;
+
 create index usage_rollups_key_idx on gateway.usage_rollups (key_id, bucket);
+
+comment on column gateway.usage_rollups.audio_input_tokens is 'Audio tokens read.';
+
+comment on column gateway.usage_rollups.image_input_tokens is 'Image tokens read.';
+
+comment on column gateway.usage_rollups.audio_output_tokens is 'Audio tokens answered.';
+
+comment on column gateway.usage_rollups.image_output_tokens is 'Image tokens answered.';
+
+comment on column gateway.usage_rollups.images is 'Images made.';
+
+comment on column gateway.usage_rollups.failures is 'Attempts through the service that failed, whoever answered in the end.';
+
+comment on column gateway.usage_rollups.latencies is 'How many latencies are in that sum: an expired request has none.';
+
+comment on column gateway.usage_rollups.time_to_first_token_ms is 'Sum of the times to the first token, in milliseconds.';
+
+comment on column gateway.usage_rollups.first_tokens is 'How many are in that sum: an answer that was not streamed has none.';
+
+comment on column gateway.usage_rollups.latency_counts is 'How many latencies lie in which bin of gateway.time_bin; the subscripts are the bins in use, empty within counts as 0.';
+
+comment on column gateway.usage_rollups.first_token_counts is 'The same of the times to the first token.';
+
+comment on column gateway.usage_rollups.last_failure_at is 'When the last request was admitted for which the service failed.';
+
+comment on column gateway.usage_rollups.late is 'True: came when its bucket had been closed already, and is added to usage_periods by the next closing.';
 
 -- Here and in windows.sql: PL/pgSQL with a search_path of its own costs an admission and its settlement no more than SQL that is
 -- inlined (2.90 and 2.75 ms of CPU the pair, measured); SQL with one is not inlined and is planned at every call: 8 % more.
@@ -1120,8 +1171,9 @@ $$;
 -- api.rotate_key: gives a key a new secret; the old one works for p_grace_seconds more. Secrets that were retired earlier keep their own
 -- end, unless p_grace_seconds is 0: that says that the secret has leaked, and every older one stops at once.
 -- p_customer_id null: an admin's call, any key; else only that customer's keys, and of these none with the scope admin. p_caller_key_id: the
--- key that asks; it is handed no secret that can do more than itself. Returns the key, or {"error": "unknown_key" | "revoked_key" |
--- "admin_key"} | {"error": "exceeds_maker", "field"}. Locks both keys, in the order of their ids.
+-- key that asks; it is handed no secret that can do more than itself. Returns the key and
+-- {"previous_prefix", "previous_expires_at"}, or {"error": "unknown_key" | "revoked_key" | "admin_key"} |
+-- {"error": "exceeds_maker", "field"}. Locks both keys, in the order of their ids.
 create function api.rotate_key(
     p_key_id bigint, p_customer_id bigint, p_prefix text, p_secret_hash text, p_grace_seconds bigint default 0, p_actor text default null,
     p_caller_key_id bigint default null
@@ -1133,6 +1185,8 @@ declare
     v_key gateway.api_keys;
     v_caller gateway.api_keys;
     v_beyond text;
+    v_previous text;
+    v_until timestamptz;
 begin
     perform set_config('gateway.actor', coalesce(p_actor, ''), true);
     for v_locked in select * from gateway.lock_keys(array[p_key_id, p_caller_key_id]) loop
@@ -1159,17 +1213,18 @@ begin
 
     perform set_config('gateway.engine', 'on', true);
     if p_grace_seconds > 0 then
-        insert into gateway.retired_secrets (secret_hash, key_id, expires_at)
-        values (v_key.secret_hash, v_key.id, clock_timestamp() + make_interval(secs => p_grace_seconds));
+        v_until := clock_timestamp() + make_interval(secs => p_grace_seconds);
+        insert into gateway.retired_secrets (secret_hash, key_id, expires_at) values (v_key.secret_hash, v_key.id, v_until);
     else
         delete from gateway.retired_secrets where key_id = v_key.id;
     end if;
     perform set_config('gateway.engine', 'off', true);
+    v_previous := v_key.prefix;
     update gateway.api_keys
     set prefix = p_prefix, secret_hash = decode(p_secret_hash, 'hex')
     where id = v_key.id
     returning * into v_key;
-    return gateway.describe_key(v_key);
+    return gateway.describe_key(v_key) || jsonb_build_object('previous_prefix', v_previous, 'previous_expires_at', v_until);
 end
 $$;
 
@@ -1309,6 +1364,178 @@ grant execute on function api.forget_retired_secrets(integer) to service_role;
 
 comment on function api.forget_retired_secrets(integer) is 'Deletes replaced secrets whose grace is over.';
 
+-- api.list_keys: keys by id after p_after, or the one with p_id, without their secrets. p_customer_id null: an admin's call, all keys; else
+-- only that customer's. p_active: only those that are switched on, or off. Reads only.
+create function api.list_keys(
+    p_limit integer, p_after bigint default 0, p_customer_id bigint default null, p_id bigint default null, p_active boolean default null
+) returns jsonb
+language sql stable security definer set search_path = ''
+as $$
+    select coalesce(jsonb_agg(gateway.describe_key(k) order by k.id), '[]')
+    from (
+        select * from gateway.api_keys
+        where id > p_after and (p_id is null or id = p_id) and (p_customer_id is null or customer_id = p_customer_id)
+            and (p_active is null or active = p_active)
+        order by id
+        limit p_limit
+    ) as k
+$$;
+
+revoke all on function api.list_keys(integer, bigint, bigint, bigint, boolean) from public;
+
+grant execute on function api.list_keys(integer, bigint, bigint, bigint, boolean) to service_role;
+
+comment on function api.list_keys(integer, bigint, bigint, bigint, boolean) is 'Keys without their secrets, a page of them.';
+
+create type gateway.price_line as (
+    model text,
+    provider text,
+    upstream_model text,
+    context_length bigint,
+    max_output_tokens bigint,
+    input_modalities text[],
+    output_modalities text[],
+    input numeric,
+    cached_input numeric,
+    cache_write numeric,
+    audio_input numeric,
+    image_input numeric,
+    output numeric,
+    audio_output numeric,
+    image_output numeric,
+    per_request numeric,
+    per_image numeric,
+    source text,
+    source_date date
+);
+
+comment on type gateway.price_line is 'A line of a price list: what a provider takes for a model, and what is known of the model.';
+
+-- api.import_prices: brings a price list in, all of it or nothing. p_lines: [{"model", "provider", "upstream_model"?, "context_length"?,
+-- "max_output_tokens"?, "input_modalities"?, "output_modalities"?, "input", "output", other classes of gateway.prices?, "source"?,
+-- "source_date"?}], each offer once. Models and offers that are not there are added; where a provider's price for all its services is
+-- another than the one in force at p_effective_from (now, if null; never in the past), a new version begins there. A version that was to
+-- begin at that very moment is replaced. Nothing else is changed: not what the list lacks, not what is known of a model, no service's
+-- own price. p_dry_run: tells the same and writes nothing.
+-- Locks: one import at a time, then the offers by id. Returns {"dry_run", "lines", "models_added", "offers_added", "prices_changed",
+-- "unchanged"} (each line is one of the last three), or {"error": "duplicate_offer" | "in_the_past"}.
+create function api.import_prices(
+    p_lines jsonb, p_dry_run boolean default false, p_effective_from timestamptz default null, p_actor text default null
+) returns jsonb
+language plpgsql security definer set search_path = '' set statement_timeout = '60s'
+as $$
+declare
+    v_at timestamptz;
+    v_lines gateway.price_line[];
+    v_models_added text[] := '{}';
+    v_offers_added bigint[] := '{}';
+begin
+    perform set_config('gateway.actor', coalesce(p_actor, ''), true);
+    select array_agg(l) into v_lines from jsonb_populate_recordset(null::gateway.price_line, p_lines) as l;
+    if (select count(*) > count(distinct (l.model, l.provider)) from unnest(v_lines) as l) then
+        return jsonb_build_object('error', 'duplicate_offer');
+    end if;
+    if not p_dry_run then
+        perform pg_advisory_xact_lock(hashtextextended('api.import_prices', 0));
+    end if;
+    if p_effective_from < clock_timestamp() then
+        return jsonb_build_object('error', 'in_the_past');
+    end if;
+    if p_dry_run then
+        select coalesce(array_agg(distinct l.model), '{}') into v_models_added
+        from unnest(v_lines) as l
+        where not exists (select from gateway.models as m where m.name = l.model);
+    else
+        with added as (
+            insert into gateway.models (name, context_length, max_output_tokens, input_modalities, output_modalities)
+            select l.model, max(l.context_length), max(l.max_output_tokens),
+                coalesce(max(l.input_modalities), '{text}'), coalesce(max(l.output_modalities), '{text}')
+            from unnest(v_lines) as l
+            group by l.model
+            order by l.model
+            on conflict (name) do nothing
+            returning name
+        )
+        select coalesce(array_agg(name), '{}') into v_models_added from added;
+        with added as (
+            insert into gateway.offers (model_id, provider, upstream_model)
+            select m.id, l.provider, coalesce(l.upstream_model, l.model)
+            from unnest(v_lines) as l
+            join gateway.models as m on m.name = l.model
+            order by m.id, l.provider
+            on conflict (model_id, provider) do nothing
+            returning id
+        )
+        select coalesce(array_agg(id), '{}') into v_offers_added from added;
+        -- As in api.create_price: of two prices made at once one is the later.
+        perform from gateway.offers as o
+        where (o.model_id, o.provider) in (
+            select m.id, l.provider from unnest(v_lines) as l join gateway.models as m on m.name = l.model
+        )
+        order by o.id
+        for no key update;
+    end if;
+    v_at := coalesce(p_effective_from, clock_timestamp());
+    return (
+        with compared as materialized (
+            select l.*, o.id as offer_id, o.id is null or n.id is not null as new_offer, c.changes
+            from unnest(v_lines) as l
+            left join gateway.models as m on m.name = l.model
+            left join gateway.offers as o on o.model_id = m.id and o.provider = l.provider
+            left join unnest(v_offers_added) as n (id) on n.id = o.id
+            left join lateral (
+                select v.* from gateway.prices as v
+                where v.offer_id = o.id and v.service_id is null and v.effective_from <= v_at
+                order by v.effective_from desc
+                limit 1
+            ) as p on true
+            cross join lateral (
+                select jsonb_object_agg(k.class, jsonb_build_object('old', gateway.show_usd(k.old), 'new', gateway.show_usd(k.new))) as changes
+                from (
+                    values ('input', p.input, l.input), ('cached_input', p.cached_input, l.cached_input),
+                        ('cache_write', p.cache_write, l.cache_write), ('audio_input', p.audio_input, l.audio_input),
+                        ('image_input', p.image_input, l.image_input), ('output', p.output, l.output),
+                        ('audio_output', p.audio_output, l.audio_output), ('image_output', p.image_output, l.image_output),
+                        ('per_request', p.per_request, l.per_request), ('per_image', p.per_image, l.per_image)
+                ) as k (class, old, new)
+                where k.old is distinct from k.new
+            ) as c
+        ),
+        written as (
+            insert into gateway.prices as p (offer_id, effective_from, input, cached_input, cache_write, audio_input, image_input,
+                                             output, audio_output, image_output, per_request, per_image, source, source_date)
+            select c.offer_id, v_at, c.input, c.cached_input, c.cache_write, c.audio_input, c.image_input,
+                c.output, c.audio_output, c.image_output, c.per_request, c.per_image, c.source, c.source_date
+            from compared as c
+            where not p_dry_run and c.changes is not null
+            order by c.offer_id
+            on conflict (offer_id, service_id, effective_from) do update set
+                input = excluded.input, cached_input = excluded.cached_input, cache_write = excluded.cache_write,
+                audio_input = excluded.audio_input, image_input = excluded.image_input, output = excluded.output,
+                audio_output = excluded.audio_output, image_output = excluded.image_output, per_request = excluded.per_request,
+                per_image = excluded.per_image, source = excluded.source, source_date = excluded.source_date
+        )
+        select jsonb_build_object(
+            'dry_run', p_dry_run,
+            'lines', count(*),
+            'models_added', (select coalesce(jsonb_agg(a.name order by a.name), '[]') from unnest(v_models_added) as a (name)),
+            'offers_added', coalesce(jsonb_agg(
+                jsonb_build_object('model', c.model, 'provider', c.provider) order by c.model, c.provider) filter (where c.new_offer), '[]'),
+            'prices_changed', coalesce(jsonb_agg(
+                jsonb_build_object('model', c.model, 'provider', c.provider, 'changes', c.changes) order by c.model, c.provider
+            ) filter (where not c.new_offer and c.changes is not null), '[]'),
+            'unchanged', count(*) filter (where not c.new_offer and c.changes is null))
+        from compared as c
+    );
+end
+$$;
+
+revoke all on function api.import_prices(jsonb, boolean, timestamptz, text) from public;
+
+grant execute on function api.import_prices(jsonb, boolean, timestamptz, text) to service_role;
+
+comment on function api.import_prices(jsonb, boolean, timestamptz, text) is 'Brings a price list in, all of it or nothing; or tells what it would change.';
+
 -- api.change_settings: changes what p_changes names, and returns all settings: amounts as exact text, and of the webhook secret (which
 -- comes in sealed) only whether it is set. With '{}' it only reads. The table's constraints decide what is valid; a name that is no setting
 -- is ignored here and refused by the caller. {"error": "webhook_secret_needed"} where a webhook would go out unsigned. Locks the settings.
@@ -1398,3 +1625,462 @@ begin
     );
 end
 $$;
+
+create function gateway.read_moment(p_text text, p_time_zone text, p_end_of_day boolean) returns timestamptz
+language plpgsql stable set search_path = ''
+as $$
+begin
+    if p_text !~ '^\d{4}-\d\d-\d\d$' then
+        return p_text::timestamptz;
+    end if;
+    return (p_text::date + case when p_end_of_day then 1 else 0 end)::timestamp at time zone p_time_zone;
+end
+$$;
+
+comment on function gateway.read_moment(text, text, boolean) is 'A moment as clients name it: a time, or a day in a zone, which stands for its first moment or for the one after its last.';
+
+revoke all on function gateway.read_moment(text, text, boolean) from public;
+
+-- api.list_requests: the log, the newest first. {"data": [records], "next": {"at", "id"} | null}; next goes into the following call as
+-- p_before_at and p_before_id.
+--
+-- p_customer_id null: of all customers; p_show_cost: an admin's call. p_from (included) and p_to (left out) are times, or days in the customer's
+-- time zone, each of them included. p_status: succeeded | failed | cancelled | cut | refused | expired | running; p_errors: what the usage
+-- figures count as errors. {"error": "unknown_customer" | "unknown_key"}; a key has to be the customer's.
+--
+-- Costs the same however long the log is: a range of (customer, time), or of time, is read from its newest end, and at most 10,000 rows of it.
+-- Where a filter finds less among them than a page holds, the page is short, and next says where to go on.
+-- Planned for its very arguments: a general plan could not tell one customer's index from the whole log's, nor prune partitions.
+-- Reads only.
+create function api.list_requests(
+    p_limit integer, p_customer_id bigint default null, p_show_cost boolean default false,
+    p_before_at timestamptz default null, p_before_id text default null,
+    p_from text default null, p_to text default null, p_model text default null, p_status text default null,
+    p_key_id bigint default null, p_provider text default null, p_errors boolean default false
+) returns jsonb
+language plpgsql stable security definer set search_path = '' set plan_cache_mode = force_custom_plan
+as $$
+declare
+    c_most_read constant integer := 10000;
+    v_time_zone text := 'UTC';
+    v_from timestamptz;
+    v_to timestamptz;
+    v_model_id bigint;
+    v_service_ids bigint[];
+    v_rows gateway.requests[];
+    v_last_at timestamptz;
+    v_last_id text;
+begin
+    if p_customer_id is not null then
+        select c.time_zone into v_time_zone from gateway.customers as c where c.id = p_customer_id;
+        if not found then
+            return jsonb_build_object('error', 'unknown_customer');
+        end if;
+    end if;
+    if p_key_id is not null and not exists (
+        select from gateway.api_keys as k where k.id = p_key_id and (p_customer_id is null or k.customer_id = p_customer_id)
+    ) then
+        return jsonb_build_object('error', 'unknown_key');
+    end if;
+    v_from := coalesce(gateway.read_moment(p_from, v_time_zone, false), '-infinity');
+    v_to := coalesce(gateway.read_moment(p_to, v_time_zone, true), 'infinity');
+    if p_model is not null then
+        select m.id into v_model_id from gateway.models as m where m.name = p_model;
+    end if;
+    if p_provider is not null then
+        v_service_ids := array(select s.id from gateway.services as s where s.provider = p_provider);
+    end if;
+
+    v_rows := array(
+        select q.request
+        from (
+            select r as request, r.admitted_at, r.id, r.key_id, r.model_id, r.requested_model, r.service_id, r.state, r.outcome
+            from gateway.requests as r
+            where (p_customer_id is null or r.customer_id = p_customer_id)
+                and r.admitted_at >= v_from and r.admitted_at < v_to
+                and r.admitted_at <= coalesce(p_before_at, 'infinity')
+                and (p_before_at is null or r.admitted_at < p_before_at or r.id < p_before_id)
+            order by r.admitted_at desc, r.id desc
+            limit c_most_read
+        ) as q
+        where (p_key_id is null or q.key_id = p_key_id)
+            and (p_model is null or q.model_id = v_model_id or q.requested_model = p_model)
+            and (p_provider is null or q.service_id = any (v_service_ids))
+            and (not p_errors or q.state = 'expired' or q.outcome = 'failed')
+            and (p_status is null or p_status = case q.state when 'held' then 'running' when 'settled' then q.outcome else q.state end)
+        order by q.admitted_at desc, q.id desc
+        limit p_limit + 1
+    );
+    if cardinality(v_rows) > p_limit then
+        v_last_at := v_rows[p_limit].admitted_at;
+        v_last_id := v_rows[p_limit].id;
+    elsif num_nonnulls(p_key_id, p_model, p_provider, p_status) > 0 or p_errors then
+        select r.admitted_at, r.id into v_last_at, v_last_id
+        from gateway.requests as r
+        where (p_customer_id is null or r.customer_id = p_customer_id)
+            and r.admitted_at >= v_from and r.admitted_at < v_to
+            and r.admitted_at <= coalesce(p_before_at, 'infinity')
+            and (p_before_at is null or r.admitted_at < p_before_at or r.id < p_before_id)
+        order by r.admitted_at desc, r.id desc
+        offset c_most_read - 1
+        limit 1;
+    end if;
+    return jsonb_build_object(
+        'data', coalesce((
+            select jsonb_agg(gateway.describe_request(v_rows[n], p_show_cost) order by n)
+            from generate_series(1, least(cardinality(v_rows), p_limit)) as n
+        ), '[]'),
+        'next', case when v_last_id is not null then jsonb_build_object('at', v_last_at, 'id', v_last_id) end);
+end
+$$;
+
+revoke all on function api.list_requests(integer, bigint, boolean, timestamptz, text, text, text, text, text, bigint, text, boolean) from public;
+
+grant execute on function api.list_requests(integer, bigint, boolean, timestamptz, text, text, text, text, text, bigint, text, boolean) to service_role;
+
+comment on function api.list_requests(integer, bigint, boolean, timestamptz, text, text, text, text, text, bigint, text, boolean) is 'The request log, newest first, a page of it.';
+
+create function gateway.read_counters(p_limits gateway.limit_state[]) returns gateway.limit_state[]
+language plpgsql stable set search_path = ''
+as $$
+begin
+    return (
+        select coalesce(array_agg(
+            jsonb_populate_record(l, jsonb_build_object(
+                'used_requests', coalesce(c.requests, 0), 'used_tokens', coalesce(c.tokens, 0), 'used_spend_usd', coalesce(c.spend_usd, 0)))
+            order by l.subject, l.subject_id, l.model_id, l.per), '{}')
+        from unnest(p_limits) as l
+        left join gateway.limit_counters as c
+            on (c.subject, c.subject_id, c.model_id, c.per) = (l.subject, l.subject_id, l.model_id, l.per) and c.window_start >= l.window_start
+    );
+end
+$$;
+
+comment on function gateway.read_counters(gateway.limit_state[]) is 'Fills in what is used of each window, as lock_counters does, and locks nothing.';
+
+revoke all on function gateway.read_counters(gateway.limit_state[]) from public;
+
+create function gateway.show_windows(p_limits gateway.limit_state[]) returns jsonb
+language plpgsql stable set search_path = ''
+as $$
+begin
+    return (
+        select coalesce(jsonb_object_agg(w.name, jsonb_build_object(
+            'limit', case w.metric when 'spend_usd' then to_jsonb(gateway.show_usd(w.most)) else to_jsonb(w.most::bigint) end,
+            'used', case w.metric when 'spend_usd' then to_jsonb(gateway.show_usd(w.used)) else to_jsonb(w.used::bigint) end)), '{}')
+        from (
+            select distinct on (n.metric, l.per) n.metric || '_per_' || l.per as name, n.metric, n.most, n.used
+            from unnest(p_limits) as l
+            cross join lateral (values
+                ('requests', l.requests::numeric, l.used_requests::numeric),
+                ('tokens', l.tokens, l.used_tokens),
+                ('spend_usd', l.spend_usd, l.used_spend_usd)
+            ) as n (metric, most, used)
+            where n.most is not null and l.subject <> 'service'
+            order by n.metric, l.per, n.most - n.used, n.most
+        ) as w
+    );
+end
+$$;
+
+comment on function gateway.show_windows(gateway.limit_state[]) is 'Of each name, such as requests_per_minute, the window with the least left: its limit and what is used of it.';
+
+revoke all on function gateway.show_windows(gateway.limit_state[]) from public;
+
+-- api.read_limits: the limits that a key (p_key_id null: the customer's keys together) falls under now, and whether admission would let its next
+-- request pass, however small.
+--
+-- {"time_zone", "limits": {"requests_per_minute": {"limit", "used"}, …}, "reset_times": {"minute", "hour", "day", "month"},
+--  "refusal": null | what api.admit_request would refuse with}; null where there is no such customer or key.
+--
+-- limits: the key's own, those of the keys that made it, and the customer's; where several windows have one name, the one with the
+-- least left, as in the x-ratelimit headers. Of limits for each model by itself: with p_model this model's; without, those of the models
+-- that were used in the running window, and what any other model would have. So the system's default of requests per minute shows.
+-- Running requests count at their bound, as they do for admission. A service's limits are the operator's affair: not shown, but obeyed.
+-- refusal: without p_model of the first of these windows that is full, with the name of its model ("of_model") where it is one model's.
+-- Reads only, and locks nothing: a request that runs meanwhile may change the answer.
+create function api.read_limits(p_customer_id bigint, p_key_id bigint default null, p_model text default null) returns jsonb
+language plpgsql stable security definer set search_path = ''
+as $$
+declare
+    c_any_other_model constant bigint := -1;
+    c_least_usd constant numeric := 0.0000000001;
+    v_at timestamptz := clock_timestamp();
+    v_caller record;
+    v_settings gateway.settings;
+    v_candidate gateway.candidate;
+    v_candidates gateway.candidate[] := '{}';
+    v_found boolean := false;
+    v_allowed boolean := false;
+    v_routed boolean := false;
+    v_model_ids bigint[] := '{}';
+    v_model_id bigint;
+    v_limits gateway.limit_state[];
+    v_charge numeric;
+    v_excess jsonb;
+    v_refusal jsonb;
+begin
+    select c.id, c.time_zone, a.balance_usd - a.held_usd as free_usd,
+        k.id as key_id, k.scopes, k.allowed_models, k.allowed_services, coalesce(k.maker_key_ids, '{}') as maker_key_ids
+    into v_caller
+    from gateway.customers as c
+    join gateway.accounts as a on a.customer_id = c.id
+    left join gateway.api_keys as k on k.id = p_key_id and k.customer_id = c.id
+    where c.id = p_customer_id;
+    if v_caller.id is null or v_caller.key_id is distinct from p_key_id then
+        return null;
+    end if;
+    select * into v_settings from gateway.settings;
+
+    if p_model is not null then
+        for v_candidate in
+            select * from gateway.resolve_candidates(array[p_model], null, null, v_caller.allowed_services, false, false)
+        loop
+            v_found := true;
+            v_model_ids := v_model_ids || v_candidate.model_id;
+            continue when v_caller.allowed_models is not null and not v_candidate.model_id = any (v_caller.allowed_models);
+            v_allowed := true;
+            continue when v_candidate.route_id is null;
+            v_routed := true;
+            continue when v_candidate.prices is null;
+            v_candidates := v_candidates || v_candidate;
+        end loop;
+        v_refusal := case
+            when not v_found then jsonb_build_object('refusal', 'model_not_found', 'model', p_model)
+            when not v_allowed then jsonb_build_object('refusal', 'model_not_allowed', 'model', p_model)
+            when not v_routed then jsonb_build_object('refusal', 'model_not_served', 'model', p_model)
+            when cardinality(v_candidates) = 0 then jsonb_build_object('refusal', 'model_not_priced', 'model', p_model)
+        end;
+    elsif p_key_id is not null then
+        v_model_ids := c_any_other_model || array(
+            select distinct c.model_id
+            from gateway.limit_counters as c
+            where c.subject = 'key' and c.subject_id = any (p_key_id || v_caller.maker_key_ids) and c.model_id <> 0 and c.requests > 0
+            order by c.model_id
+        );
+    end if;
+
+    v_limits := gateway.read_counters(gateway.applicable_limits(
+        v_caller.key_id, v_caller.id, case when p_key_id is null then '{}' else array(select distinct m from unnest(v_model_ids) as m) end,
+        array(select distinct c.service_id from unnest(v_candidates) as c), v_caller.time_zone, v_at, v_caller.maker_key_ids));
+    if p_model is null then
+        -- a model's counter may be of a window that has passed
+        v_limits := array(select l from unnest(v_limits) as l where l.model_id <= 0 or l.used_requests > 0);
+    end if;
+
+    if p_key_id is not null and not 'chat' = any (v_caller.scopes) then
+        v_refusal := jsonb_build_object('refusal', 'scope_missing', 'scope', 'chat');
+    elsif p_model is null then
+        foreach v_model_id in array coalesce(nullif(v_model_ids, '{}'), array[c_any_other_model]) loop
+            v_refusal := gateway.describe_excess(v_limits, null, v_model_id, 1, c_least_usd, c_least_usd, v_at);
+            if v_refusal is not null then
+                if v_model_id <> c_any_other_model then
+                    v_refusal := v_refusal || jsonb_build_object('of_model', (select m.name from gateway.models as m where m.id = v_model_id));
+                end if;
+                exit;
+            end if;
+        end loop;
+        if v_refusal is null and v_caller.free_usd <= 0 then
+            v_refusal := jsonb_build_object(
+                'refusal', 'insufficient_credits', 'needed_usd', gateway.show_usd(c_least_usd),
+                'available_usd', gateway.show_usd(v_caller.free_usd), 'affordable_output_tokens', 0);
+        end if;
+    elsif v_refusal is null then
+        -- as admission does for each candidate, for a request of one token
+        foreach v_candidate in array v_candidates loop
+            v_charge := gateway.round_up_usd(
+                v_candidate.fixed_usd * (1 + v_settings.commission_percent * 0.01) + case v_settings.billing_mode
+                    when 'flat' then v_settings.flat_usd_per_1k_tokens * 0.001
+                    else v_candidate.input_rate * (1 + v_settings.commission_percent * 0.01)
+                end);
+            v_excess := gateway.describe_excess(
+                v_limits, v_candidate.service_id, v_candidate.model_id, 1, v_charge,
+                gateway.round_up_usd(v_candidate.fixed_usd + v_candidate.input_rate), v_at);
+            if v_excess is null and v_charge > v_caller.free_usd then
+                v_excess := jsonb_build_object(
+                    'refusal', 'insufficient_credits', 'needed_usd', gateway.show_usd(v_charge),
+                    'available_usd', gateway.show_usd(v_caller.free_usd), 'affordable_output_tokens', 0);
+            end if;
+            if v_excess is null then
+                v_refusal := null;
+                exit;
+            end if;
+            v_refusal := coalesce(v_refusal, v_excess);
+        end loop;
+    end if;
+
+    return jsonb_build_object(
+        'time_zone', v_caller.time_zone,
+        'limits', gateway.show_windows(v_limits),
+        'refusal', v_refusal,
+        'reset_times', (
+            select jsonb_object_agg(w.per, gateway.window_end(w.per, gateway.window_start(w.per, v_at, v_caller.time_zone), v_caller.time_zone))
+            from (values ('minute'), ('hour'), ('day'), ('month')) as w (per)
+        ));
+end
+$$;
+
+revoke all on function api.read_limits(bigint, bigint, text) from public;
+
+grant execute on function api.read_limits(bigint, bigint, text) to service_role;
+
+comment on function api.read_limits(bigint, bigint, text) is 'The limits that a key falls under now, what is used of them, and whether admission would let a request pass.';
+
+-- api.read_credits: what a customer has bought and used in all, in USD: {"total_credits_usd", "total_usage_usd"}; their difference is the
+-- balance, so that what corrections took away was never bought. Null where there is no such customer. Costs the same however many requests there
+-- were: only entries that are not a request's are summed. Reads only.
+create function api.read_credits(p_customer_id bigint) returns jsonb
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+    return (
+        select jsonb_build_object(
+            'total_credits_usd', gateway.show_usd(paid.usd), 'total_usage_usd', gateway.show_usd(paid.usd - a.balance_usd))
+        from gateway.accounts as a
+        cross join lateral (
+            select coalesce(sum(e.amount_usd), 0) as usd
+            from gateway.ledger_entries as e
+            where e.customer_id = a.customer_id and e.request_id is null
+        ) as paid
+        where a.customer_id = p_customer_id
+    );
+end
+$$;
+
+revoke all on function api.read_credits(bigint) from public;
+
+grant execute on function api.read_credits(bigint) to service_role;
+
+comment on function api.read_credits(bigint) is 'What a customer has bought and used in all.';
+
+-- api.read_key: the calling key about itself: {"name", "prefix", "scopes", "expires_at", "is_free_tier", "usage": {"total_usd", "day_usd",
+-- "week_usd", "month_usd"}, "spend_limit": {"limit_usd", "remaining_usd", "per": day | month} | null, "requests_per_minute"}, or null where the
+-- customer has no such key.
+--
+-- Days, weeks (from Monday) and months are the customer's. spend_limit: of the key's daily and monthly spending limits, and its makers', the one
+-- that leaves it least; running requests count at their hold. requests_per_minute: of all models together or, where that is unlimited, of each. is_free_tier: nothing was ever paid in. Reads only.
+create function api.read_key(p_customer_id bigint, p_key_id bigint) returns jsonb
+language plpgsql stable security definer set search_path = ''
+as $$
+declare
+    v_key gateway.api_keys;
+    v_time_zone text;
+    v_limits gateway.limit_state[];
+    v_monitor jsonb;
+    v_week numeric;
+begin
+    select * into v_key from gateway.api_keys where id = p_key_id and customer_id = p_customer_id;
+    if v_key.id is null then
+        return null;
+    end if;
+    select c.time_zone into v_time_zone from gateway.customers as c where c.id = p_customer_id;
+    v_limits := gateway.read_counters(gateway.applicable_limits(
+        p_key_id, p_customer_id, array[-1], '{}', v_time_zone, clock_timestamp(), v_key.maker_key_ids));
+    v_monitor := api.read_monitor(p_customer_id => p_customer_id, p_key_id => p_key_id);
+    select sum((u ->> 'charge_usd')::numeric) into v_week
+    from jsonb_array_elements(api.read_usage(
+        p_customer_id => p_customer_id, p_key_id => p_key_id, p_from => date_trunc('week', now(), v_time_zone),
+        p_to => gateway.window_end('day', gateway.window_start('day', now(), v_time_zone), v_time_zone), p_interval => 'day',
+        p_time_zone => v_time_zone)) as u;
+    return jsonb_build_object(
+        'name', v_key.name, 'prefix', v_key.prefix, 'scopes', v_key.scopes, 'expires_at', v_key.expires_at,
+        'is_free_tier', not exists (
+            select from gateway.ledger_entries as e where e.customer_id = p_customer_id and e.request_id is null and e.amount_usd > 0),
+        'usage', jsonb_build_object(
+            'total_usd', v_monitor ->> 'total_charge_usd', 'day_usd', v_monitor ->> 'charge_today_usd',
+            'week_usd', gateway.show_usd(coalesce(v_week, 0)), 'month_usd', v_monitor ->> 'charge_this_month_usd'),
+        'spend_limit', (
+            select jsonb_build_object(
+                'limit_usd', gateway.show_usd(l.spend_usd), 'remaining_usd', gateway.show_usd(greatest(l.spend_usd - l.used_spend_usd, 0)),
+                'per', l.per)
+            from unnest(v_limits) as l
+            where l.subject = 'key' and l.model_id = 0 and l.per in ('day', 'month') and l.spend_usd is not null
+            order by l.spend_usd - l.used_spend_usd, l.per desc
+            limit 1
+        ),
+        'requests_per_minute', (
+            select l.requests
+            from unnest(v_limits) as l
+            where l.subject = 'key' and l.per = 'minute' and l.requests is not null
+            order by l.model_id desc, l.requests
+            limit 1
+        ));
+end
+$$;
+
+revoke all on function api.read_key(bigint, bigint) from public;
+
+grant execute on function api.read_key(bigint, bigint) to service_role;
+
+comment on function api.read_key(bigint, bigint) is 'What a key may know of itself: its limits and what it used.';
+
+-- api.read_time_series: usage over time, as GET /v1/usage shows it: what is left out is filled in, then api.read_usage reads the rollups.
+--
+-- {"data": as api.read_usage tells, "from", "to", "interval", "time_zone", "group_by"}, or {"error": unknown_customer | unknown_key |
+-- unknown_time_zone | empty_range | range_too_long | too_many_points}. p_customer_id null: all customers. A key has to be the customer's.
+--
+-- p_from (included) and p_to (left out) are times, or days in the time zone, each of them included; by default 24 hours, 30 days
+-- or 12 months up to now. They are widened to whole intervals, so that every figure is an interval's own, and so answered. At most 31 days by the hour, 400
+-- days by the day, 10 years by the month; with groups at most 10,000 points. p_time_zone: by default the customer's. Reads only.
+create function api.read_time_series(
+    p_customer_id bigint default null, p_key_id bigint default null, p_from text default null, p_to text default null,
+    p_interval text default 'day', p_group_by text default null, p_time_zone text default null
+) returns jsonb
+language plpgsql stable security definer set search_path = ''
+as $$
+declare
+    c_most_points constant integer := 10000;
+    v_time_zone text := coalesce(p_time_zone, 'UTC');
+    v_from timestamptz;
+    v_to timestamptz;
+    v_start timestamptz;
+    v_data jsonb;
+begin
+    if p_customer_id is not null then
+        select coalesce(p_time_zone, c.time_zone) into v_time_zone from gateway.customers as c where c.id = p_customer_id;
+        if not found then
+            return jsonb_build_object('error', 'unknown_customer');
+        end if;
+    end if;
+    if p_key_id is not null and not exists (
+        select from gateway.api_keys as k where k.id = p_key_id and (p_customer_id is null or k.customer_id = p_customer_id)
+    ) then
+        return jsonb_build_object('error', 'unknown_key');
+    elsif not gateway.is_time_zone(v_time_zone) then
+        return jsonb_build_object('error', 'unknown_time_zone');
+    end if;
+
+    v_to := coalesce(gateway.read_moment(p_to, v_time_zone, true), now());
+    v_from := coalesce(gateway.read_moment(p_from, v_time_zone, false), case p_interval
+        when 'hour' then v_to - interval '23 hours'
+        when 'day' then (v_to at time zone v_time_zone - interval '29 days') at time zone v_time_zone
+        else (v_to at time zone v_time_zone - interval '11 months') at time zone v_time_zone
+    end);
+    if v_from >= v_to then
+        return jsonb_build_object('error', 'empty_range');
+    elsif v_to > (v_from at time zone v_time_zone + case p_interval
+        when 'hour' then interval '31 days' when 'day' then interval '400 days' else interval '10 years' end) at time zone v_time_zone then
+        return jsonb_build_object('error', 'range_too_long');
+    end if;
+    v_from := gateway.window_start(p_interval, v_from, v_time_zone);
+    v_start := gateway.window_start(p_interval, v_to, v_time_zone);
+    if v_start < v_to then
+        v_to := gateway.window_end(p_interval, v_start, v_time_zone);
+    end if;
+
+    v_data := api.read_usage(
+        p_customer_id => p_customer_id, p_key_id => p_key_id, p_from => v_from, p_to => v_to, p_interval => p_interval,
+        p_group_by => p_group_by, p_time_zone => v_time_zone);
+    if jsonb_array_length(v_data) > c_most_points then
+        return jsonb_build_object('error', 'too_many_points');
+    end if;
+    return jsonb_build_object(
+        'data', v_data, 'from', v_from, 'to', v_to, 'interval', p_interval, 'time_zone', v_time_zone, 'group_by', p_group_by);
+end
+$$;
+
+revoke all on function api.read_time_series(bigint, bigint, text, text, text, text, text) from public;
+
+grant execute on function api.read_time_series(bigint, bigint, text, text, text, text, text) to service_role;
+
+comment on function api.read_time_series(bigint, bigint, text, text, text, text, text) is 'Usage over time by hour, day or month, of a customer or of all, with what was left out filled in.';

@@ -38,6 +38,8 @@ KEY_ROUTES = [
     ("POST", "/v1/keys"),
     ("GET", "/v1/keys"),
     ("GET", "/v1/keys/1"),
+    ("PATCH", "/v1/keys/1"),
+    ("POST", "/v1/keys/1/rotate"),
     ("DELETE", "/v1/keys/1"),
     ("POST", "/v1/keys/1/toggle"),
     ("POST", "/api/keys"),

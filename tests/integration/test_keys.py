@@ -25,6 +25,10 @@ SHOWN = {
     "expires_at",
     "revoked_at",
     "rate_limit",
+    "limits",
+    "model_limits",
+    "warn",
+    "made_by_key_id",
 }
 LATER = "2999-01-01T00:00:00Z"
 
@@ -344,7 +348,8 @@ async def test_expiry_lies_in_the_future(management: Management) -> None:
         ({"name": "x", "scopes": ["root"]}, 422, "scopes.0"),
         ({"name": "x", "scopes": "chat"}, 422, "scopes"),
         ({"name": "x", "allowed_models": [True]}, 422, "allowed_models.0"),
-        ({"name": "x", "allowed_models": ["1"]}, 422, "allowed_models.0"),
+        ({"name": "x", "allowed_models": ["1"]}, 422, "allowed_models"),
+        ({"name": "x", "allowed_models": [""]}, 422, "allowed_models.0"),
         ({"name": "x", "allowed_models": [2**63]}, 422, "allowed_models.0"),
         ({"name": "x", "allowed_models": [1.5]}, 422, "allowed_models.0"),
         ({"name": "x", "expires_at": "tomorrow"}, 422, "expires_at"),

@@ -291,14 +291,23 @@ class Database:
         prefix: str,
         secret_hash: str,
         scopes: Sequence[str],
-        allowed_models: Sequence[int] | None,
+        allowed_models: Sequence[int | str] | None,
         allowed_services: Sequence[int] | None,
         expires_at: str | None,
         rate_limit: int | None,
         limits: Mapping[str, Any] | None,
+        model_limits: Mapping[str, Any] | None,
+        warn: Mapping[str, Any] | None,
+        warn_percent: str | None,
+        bounded: bool,
         maker_key_id: int | None,
         actor: str,
     ) -> JSONObject:
+        """`allowed_models` are ids and names. `bounded`: whoever makes it is no admin."""
+        ids = (
+            None if allowed_models is None else [model for model in allowed_models if isinstance(model, int)]
+        )
+        names = [model for model in allowed_models or () if isinstance(model, str)]
         return await self._object(
             "create_key",
             customer_id=customer_id,
@@ -306,19 +315,76 @@ class Database:
             prefix=prefix,
             secret_hash=secret_hash,
             scopes=list(scopes),
-            allowed_models=None if allowed_models is None else list(allowed_models),
+            allowed_models=ids,
+            allowed_model_names=names or None,
             allowed_services=None if allowed_services is None else list(allowed_services),
             expires_at=expires_at,
             rate_limit=rate_limit,
             limits=limits,
+            model_limits=model_limits,
+            warn=warn,
+            warn_percent=warn_percent,
+            bounded=bounded,
             maker_key_id=maker_key_id,
             actor=actor,
         )
 
+    async def update_key(
+        self,
+        key_id: int,
+        changes: Mapping[str, Any],
+        *,
+        customer_id: int | None,
+        caller_key_id: int | None,
+        actor: str,
+    ) -> JSONObject:
+        return await self._object(
+            "update_key",
+            key_id=key_id,
+            customer_id=customer_id,
+            changes=changes,
+            caller_key_id=caller_key_id,
+            actor=actor,
+        )
+
+    async def rotate_key(
+        self,
+        key_id: int,
+        *,
+        customer_id: int | None,
+        caller_key_id: int | None,
+        prefix: str,
+        secret_hash: str,
+        grace_seconds: int,
+        actor: str,
+    ) -> JSONObject:
+        return await self._object(
+            "rotate_key",
+            key_id=key_id,
+            customer_id=customer_id,
+            prefix=prefix,
+            secret_hash=secret_hash,
+            grace_seconds=grace_seconds,
+            caller_key_id=caller_key_id,
+            actor=actor,
+        )
+
+    async def forget_retired_secrets(self, *, limit: int = 10_000) -> int:
+        forgotten: int = await self._call("forget_retired_secrets", limit=limit)
+        return forgotten
+
     async def list_keys(
-        self, *, customer_id: int | None, limit: int = 1, after: int = 0, key_id: int | None = None
+        self,
+        *,
+        customer_id: int | None,
+        limit: int = 1,
+        after: int = 0,
+        key_id: int | None = None,
+        active: bool | None = None,
     ) -> list[JSONObject]:
-        return await self._objects("list_keys", limit=limit, after=after, customer_id=customer_id, id=key_id)
+        return await self._objects(
+            "list_keys", limit=limit, after=after, customer_id=customer_id, id=key_id, active=active
+        )
 
     async def set_key_state(
         self,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from gateway.schemas.answers import Answer, Count, Id, KeyPrefix, NewKey, Page, Time
+from gateway.schemas.answers import Answer, Count, Id, KeyPrefix, LimitsAnswer, NewKey, Page, Time
 
 Scope = Literal["chat", "usage", "keys", "billing", "admin"]
 
@@ -27,12 +27,31 @@ class Key(Answer):
     expires_at: Time | None
     revoked_at: Time | None
     rate_limit: Count | None = Field(description="Requests per minute, of each model.", examples=[60])
+    limits: LimitsAnswer = Field(description="The key's own limits, over all models together.")
+    model_limits: dict[str, LimitsAnswer] = Field(
+        description="The key's own limits by the model's name; `*` for every model by itself.",
+        examples=[{"*": {"requests_per_minute": 60}}],
+    )
+    warn: LimitsAnswer = Field(description="Soft marks of `limits`: beyond them the answers carry a warning.")
+    made_by_key_id: Id | None = Field(
+        description="The key that made it: what this key does counts under that one's limits, too.",
+        examples=[None],
+    )
 
 
 class CreatedKey(Key):
     """A key that was just made: the one time that it is shown whole."""
 
     key: NewKey
+
+
+class RotatedKey(CreatedKey):
+    """A key with its new secret."""
+
+    previous_prefix: KeyPrefix
+    previous_expires_at: Time | None = Field(
+        description="Until when the old secret works; null: it stopped at once, and every older one with it."
+    )
 
 
 class KeyList(Page[Key]):
