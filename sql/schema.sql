@@ -61,3 +61,5 @@
 \ir functions/read_credits.sql
 \ir functions/read_time_series.sql
 \ir functions/check_health.sql
+
+\ir policies.sql

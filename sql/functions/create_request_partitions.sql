@@ -24,6 +24,7 @@ begin
             continue when to_regclass('gateway.' || v_name) is not null;
             execute format('create table gateway.%I (like gateway.requests including defaults including constraints)', v_name);
             execute format('alter table gateway.%I enable row level security', v_name);
+            execute format('create policy nobody on gateway.%I as restrictive to public using (false)', v_name);
             execute format('comment on table gateway.%I is %L', v_name, 'Requests of ' || to_char(v_month, 'YYYY-MM') || ' (UTC): a partition of gateway.requests.');
             execute format('with moved as (delete from gateway.requests_default where admitted_at >= %L and admitted_at < %L returning *) '
                            'insert into gateway.%I select * from moved', v_from, v_to, v_name);

@@ -37,6 +37,20 @@ alter table gateway.api_keys
     add column maker_key_ids bigint[] not null default '{}',
     add constraint api_keys_makers check (cardinality(maker_key_ids) <= 8 and array_position(maker_key_ids, null) is null);
 
+-- The partitions that are there: new ones are made with their policy
+do $$
+declare
+    v_partition regclass;
+begin
+    for v_partition in
+        select inhrelid from pg_catalog.pg_inherits
+        where inhparent = 'gateway.requests'::regclass and inhrelid <> 'gateway.requests_default'::regclass
+    loop
+        execute format('create policy nobody on %s as restrictive to public using (false)', v_partition);
+    end loop;
+end
+$$;
+
 comment on column gateway.settings.auth_sign_up is 'What a Supabase Auth token does whose person is no customer yet: off (refused), link (to the customer with its confirmed address), create (a customer, where none has the address).';
 
 comment on column gateway.settings.webhook_url is 'Where events are sent; empty: nowhere.';
@@ -234,6 +248,47 @@ $$;
 
 create trigger refuse_hand_edit before insert or update or truncate on gateway.retired_secrets
     for each statement execute function gateway.refuse_hand_edit();
+
+-- api.create_request_partitions: makes the request log's monthly partitions from this month to p_months ahead.
+-- Returns the names of those that it made. Locks the default partition, and so the log, only when it makes one. For maintenance.
+-- The default partition is a safety net, so that a missed job never refuses a request; its rows move out here.
+create or replace function api.create_request_partitions(p_months integer default 3) returns text[]
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_month date;
+    v_name text;
+    v_from timestamptz;
+    v_to timestamptz;
+    v_made text[] := '{}';
+begin
+    perform set_config('gateway.engine', 'on', true);
+    for i in 0 .. p_months loop
+        v_month := date_trunc('month', now() at time zone 'UTC') + make_interval(months => i);
+        v_name := 'requests_' || to_char(v_month, 'YYYY_MM');
+        v_from := v_month::timestamp at time zone 'UTC';
+        v_to := (v_month + interval '1 month') at time zone 'UTC';
+        if to_regclass('gateway.' || v_name) is null then
+            -- In this order, so that two makers don't make the same one, and that nothing enters the default partition while it is emptied.
+            lock table only gateway.requests in share update exclusive mode;
+            lock table gateway.requests_default in access exclusive mode;
+            continue when to_regclass('gateway.' || v_name) is not null;
+            execute format('create table gateway.%I (like gateway.requests including defaults including constraints)', v_name);
+            execute format('alter table gateway.%I enable row level security', v_name);
+            execute format('create policy nobody on gateway.%I as restrictive to public using (false)', v_name);
+            execute format('comment on table gateway.%I is %L', v_name, 'Requests of ' || to_char(v_month, 'YYYY-MM') || ' (UTC): a partition of gateway.requests.');
+            execute format('with moved as (delete from gateway.requests_default where admitted_at >= %L and admitted_at < %L returning *) '
+                           'insert into gateway.%I select * from moved', v_from, v_to, v_name);
+            execute format('alter table gateway.requests attach partition gateway.%I for values from (%L) to (%L)', v_name, v_from, v_to);
+            execute format('create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.%I '
+                           'for each statement execute function gateway.refuse_hand_edit()', v_name);
+            v_made := v_made || v_name;
+        end if;
+    end loop;
+    perform set_config('gateway.engine', 'off', true);
+    return v_made;
+end
+$$;
 
 -- A limited key must not multiply its limits by making keys: what these do counts as its own. Only rows of the maker's own bind; the
 -- system's default is for each key by itself.
@@ -2084,3 +2139,43 @@ revoke all on function api.read_time_series(bigint, bigint, text, text, text, te
 grant execute on function api.read_time_series(bigint, bigint, text, text, text, text, text) to service_role;
 
 comment on function api.read_time_series(bigint, bigint, text, text, text, text, text) is 'Usage over time by hour, day or month, of a customer or of all, with what was left out filled in.';
+
+-- Nobody reads or writes a table but its owner: the functions of schema api run as that, and so does Studio. Row level security alone says
+-- so too, by having no policy; a restrictive one that never holds stays true when somebody adds a permissive one, and costs nothing.
+create policy nobody on gateway.settings as restrictive to public using (false);
+
+create policy nobody on gateway.customers as restrictive to public using (false);
+
+create policy nobody on gateway.accounts as restrictive to public using (false);
+
+create policy nobody on gateway.models as restrictive to public using (false);
+
+create policy nobody on gateway.offers as restrictive to public using (false);
+
+create policy nobody on gateway.services as restrictive to public using (false);
+
+create policy nobody on gateway.routes as restrictive to public using (false);
+
+create policy nobody on gateway.prices as restrictive to public using (false);
+
+create policy nobody on gateway.api_keys as restrictive to public using (false);
+
+create policy nobody on gateway.retired_secrets as restrictive to public using (false);
+
+create policy nobody on gateway.limits as restrictive to public using (false);
+
+create policy nobody on gateway.limit_counters as restrictive to public using (false);
+
+create policy nobody on gateway.requests as restrictive to public using (false);
+
+create policy nobody on gateway.requests_default as restrictive to public using (false);
+
+create policy nobody on gateway.idempotency_keys as restrictive to public using (false);
+
+create policy nobody on gateway.ledger_entries as restrictive to public using (false);
+
+create policy nobody on gateway.usage_rollups as restrictive to public using (false);
+
+create policy nobody on gateway.refusal_rollups as restrictive to public using (false);
+
+create policy nobody on gateway.audit_log as restrictive to public using (false);

@@ -87,6 +87,19 @@ def test_row_security_is_on_for_every_table(module_engine: Engine) -> None:
     )
 
 
+def test_no_policy_but_the_one_that_refuses_all(module_engine: Engine) -> None:
+    policies = module_engine.query(
+        "select c.oid::regclass::text, p.polname, p.polpermissive, p.polroles = '{0}', p.polcmd = '*',"
+        " pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid)"
+        " from pg_class as c join pg_namespace as n on n.oid = c.relnamespace"
+        " left join pg_policy as p on p.polrelid = c.oid"
+        " where n.nspname = 'gateway' and c.relkind in ('r', 'p')"
+    )
+    assert len(policies) > 20
+    for table, *policy in policies:
+        assert policy == ["nobody", False, True, True, "false", None], table
+
+
 def test_schema_api_holds_functions_and_nothing_else(module_engine: Engine) -> None:
     assert [row for row in relations(module_engine) if row[0] == "api"] == []
     assert module_engine.query("select typname from pg_type where typnamespace = 'api'::regnamespace") == []
