@@ -1,25 +1,47 @@
-"""What customers ask about their own account: the balance, and the record of a request."""
+"""What customers ask about their own account: balance, limits, figures over time, and the log of requests.
+
+A key with the scope chat alone sees its own requests, not its customer's. Admins see all customers, or the one
+that they name.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import binascii
 import re
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 
-from gateway.errors import Forbidden, NotFound
-from gateway.http import JSONResponse, Operation
-from gateway.principals import authorized
-from gateway.refusals import found
+from gateway.auth import unknown_key
+from gateway.database.rpc import RateLimits, Refusal
+from gateway.errors import Forbidden, NotFound, Unprocessable
+from gateway.http import JSONResponse, Operation, validate
+from gateway.metering import refusal_error
+from gateway.paging import page_size
+from gateway.principals import authorized, require_key
+from gateway.refusals import accept, found
+from gateway.schemas.usage_queries import LimitQuery, RequestsQuery, UsageQuery
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from gateway.principals import Principal
+    from gateway.principals import AuthorizedEndpoint, Principal
     from gateway.runtime.process import Process
 
 _REQUEST_ID = re.compile(r"req_[0-9a-f]{32}", re.ASCII)
+_LOGGED_ID = re.compile(r"[0-9A-Za-z_-]{8,64}", re.ASCII)
+_CURSOR_CHARS = 160
+_LIMIT_NAMES = tuple(
+    f"{metric}_per_{per}" for metric in ("requests", "tokens") for per in ("minute", "hour", "day")
+)
+"""Those that are always shown, null where there is no such limit."""
+_RESETS = {"day": "daily", "month": "monthly"}
+_LIMITS_NOTE = "How much is used of it and when it starts anew: GET /user/limit."
 
 
 class Usage:
@@ -30,11 +52,7 @@ class Usage:
 
     async def balance(self, _request: Request, principal: Principal) -> Response:
         """GET /user/balance."""
-        if principal.customer_id is None:
-            raise Forbidden("This key belongs to no customer, so it has no balance.", code="no_customer")
-        told = found(
-            await self._database.read_balance(principal.customer_id), NotFound("There is no such customer.")
-        )
+        told = found(await self._database.read_balance(_customer(principal)), _no_such_customer())
         return JSONResponse(
             {
                 "status": "success",
@@ -45,38 +63,321 @@ class Usage:
             }
         )
 
+    async def monitor(self, _request: Request, principal: Principal) -> Response:
+        """GET /user/monitor. What it calls cost is the charge."""
+        customer_id = _customer(principal)
+        used, account, limits = await asyncio.gather(
+            self._database.read_monitor(customer_id, key_id=principal.own_key_id),
+            self._database.read_balance(customer_id),
+            self._database.read_limits(customer_id, key_id=principal.key_id),
+        )
+        if used is None or account is None or limits is None:
+            raise _no_such_customer()
+        return JSONResponse(
+            {
+                "status": "success",
+                "timestamp": _now(),
+                "user_id": customer_id,
+                "api_key": principal.prefix,
+                "current_credits": account["credits"],
+                "balance_usd": account["balance_usd"],
+                "usage_metrics": {
+                    "total_requests": used["total_requests"],
+                    "total_tokens": used["total_tokens"],
+                    "total_cost": _number(used["total_charge_usd"]),
+                    "requests_today": used["requests_today"],
+                    "tokens_today": used["tokens_today"],
+                    "cost_today": _number(used["charge_today_usd"]),
+                    "requests_this_month": used["requests_this_month"],
+                    "tokens_this_month": used["tokens_this_month"],
+                    "cost_this_month": _number(used["charge_this_month_usd"]),
+                    "average_tokens_per_request": float(used["average_tokens_per_request"] or 0),
+                    "most_used_model": used["most_used_model"],
+                    "last_request_time": used["last_request_time"],
+                    "average_latency_ms": used["average_latency_ms"],
+                },
+                "rate_limits": _shown(limits["limits"], "limit"),
+            }
+        )
+
+    async def limit(self, request: Request, principal: Principal) -> Response:
+        """GET /user/limit. Its `reason` is in the words that a chat would be refused with."""
+        query = validate(LimitQuery, dict(request.query_params))
+        told = found(
+            await self._database.read_limits(
+                _customer(principal), key_id=principal.key_id, model=query.model
+            ),
+            _no_such_customer(),
+        )
+        refusal = told["refusal"]
+        reason = "Within limits"
+        if refusal is not None:
+            error = refusal_error(Refusal(refusal["refusal"], RateLimits(), refusal))
+            if refusal["refusal"] == "model_not_found":
+                raise error
+            reason = error.message
+            if (model := refusal.get("of_model")) is not None:
+                reason += f" This is the limit of {model} by itself; ?model= asks about another."
+        return JSONResponse(
+            {
+                "status": "success",
+                "api_key": principal.prefix,
+                "current_limits": _shown(told["limits"], "limit"),
+                "current_usage": {
+                    "allowed": refusal is None,
+                    "reason": reason,
+                    **{name: window["used"] for name, window in told["limits"].items()},
+                },
+                "reset_times": told["reset_times"],
+                "time_zone": told["time_zone"],
+            }
+        )
+
+    async def time_series(self, request: Request, principal: Principal) -> Response:
+        """GET /v1/usage."""
+        query = validate(UsageQuery, dict(request.query_params))
+        told = await self._database.read_time_series(
+            customer_id=_asked_customer(principal, query.customer_id),
+            key_id=_asked_key(principal, query.key_id),
+            start=query.from_,
+            end=query.to,
+            interval=query.interval,
+            group_by=query.group_by,
+            time_zone=query.time_zone,
+            show_cost=principal.is_admin,
+        )
+        return JSONResponse(
+            accept(
+                told,
+                unknown_customer=_no_customer(),
+                unknown_key=_no_key(),
+                unknown_time_zone=Unprocessable(
+                    "time_zone must be a time zone such as Asia/Kolkata.", param="time_zone"
+                ),
+                empty_range=Unprocessable("from must lie before to.", param="from"),
+                range_too_long=Unprocessable(
+                    "from lies too far before to: by the hour 31 days can be asked for, by the day 400, by the "
+                    "month 10 years.",
+                    param="from",
+                ),
+                too_many_points=Unprocessable(
+                    "These groups have more than 10,000 points in this time: name a customer or a key, or ask "
+                    "for a shorter time.",
+                    param="group_by",
+                ),
+            )
+        )
+
+    async def requests(self, request: Request, principal: Principal) -> Response:
+        """GET /v1/requests, the newest first."""
+        query = validate(RequestsQuery, dict(request.query_params))
+        before = _read_cursor(query.cursor)
+        told = accept(
+            await self._database.list_requests(
+                limit=page_size(request),
+                customer_id=_asked_customer(principal, query.customer_id),
+                show_cost=principal.is_admin,
+                before=before,
+                start=query.from_,
+                end=query.to,
+                model=query.model,
+                status=query.status,
+                key_id=_asked_key(principal, query.key_id),
+                provider=query.provider,
+                errors=query.errors,
+            ),
+            unknown_customer=_no_customer(),
+            unknown_key=_no_key(),
+        )
+        following = told["next"]
+        return JSONResponse(
+            {"data": told["data"], "next_cursor": None if following is None else _cursor(following)}
+        )
+
     async def request(self, request: Request, principal: Principal) -> Response:
-        """GET /v1/requests/{id}. A key with chat alone sees its own requests, not its customer's."""
+        """GET /v1/requests/{id}."""
         unknown = NotFound("There is no such request.", code="request_not_found")
         request_id = request.path_params["id"]
         if not _REQUEST_ID.fullmatch(request_id):
             raise unknown
-        sees_all_of_customer = principal.is_admin or "usage" in principal.scopes
         told = await self._database.read_request(
             request_id,
-            customer_id=principal.reach,
-            key_id=None if sees_all_of_customer else principal.key_id,
+            customer_id=None if principal.is_admin else _customer(principal),
+            key_id=principal.own_key_id,
         )
         return JSONResponse(found(told, unknown))
+
+    async def key(self, _request: Request, principal: Principal) -> Response:
+        """GET /v1/key, in OpenRouter's shape; amounts are USD of the charge."""
+        key_id = require_key(principal)
+        told = found(
+            await self._database.read_key(_customer(principal), key_id), NotFound("There is no such key.")
+        )
+        spend, used = told["spend_limit"], told["usage"]
+        manages = principal.is_admin or "keys" in principal.scopes
+        return JSONResponse(
+            {
+                "data": {
+                    "label": told["prefix"],
+                    "limit": None if spend is None else _number(spend["limit_usd"]),
+                    "limit_remaining": None if spend is None else _number(spend["remaining_usd"]),
+                    "limit_reset": None if spend is None else _RESETS[spend["per"]],
+                    "include_byok_in_limit": False,
+                    "usage": _number(used["total_usd"]),
+                    "usage_daily": _number(used["day_usd"]),
+                    "usage_weekly": _number(used["week_usd"]),
+                    "usage_monthly": _number(used["month_usd"]),
+                    "byok_usage": 0,
+                    "byok_usage_daily": 0,
+                    "byok_usage_weekly": 0,
+                    "byok_usage_monthly": 0,
+                    "is_free_tier": told["is_free_tier"],
+                    "is_management_key": manages,
+                    "is_provisioning_key": manages,
+                    "creator_user_id": None,
+                    "expires_at": told["expires_at"],
+                    "rate_limit": {
+                        # OpenRouter's way of saying that there is none.
+                        "requests": -1 if told["requests_per_minute"] is None else told["requests_per_minute"],
+                        "interval": "1m",
+                        "note": _LIMITS_NOTE,
+                    },
+                }
+            }
+        )
+
+    async def credits(self, _request: Request, principal: Principal) -> Response:
+        """GET /v1/credits, in OpenRouter's shape: USD, and what is left is the difference."""
+        told = found(await self._database.read_credits(_customer(principal)), _no_such_customer())
+        return JSONResponse(
+            {
+                "data": {
+                    "total_credits": _number(told["total_credits_usd"]),
+                    "total_usage": _number(told["total_usage_usd"]),
+                }
+            }
+        )
+
+    async def price_to_pay(self, request: Request, principal: Principal) -> Response:
+        """GET /api/usage. The commission is the charge less the cost, whatever its percentage.
+
+        At a flat price the cost is the operator's affair: all of it is shown as the base price.
+        """
+        customer_id = _customer(principal)
+        user = request.headers.get("user")
+        if user is not None and user != principal.username:
+            raise unknown_key()
+        told = found(await self._database.read_totals(customer_id), _no_such_customer())
+        charge = Decimal(told["charge_usd"])
+        cost = charge if told["cost_usd"] is None else Decimal(told["cost_usd"])
+        return JSONResponse(
+            {
+                "priceToPay": {
+                    "username": principal.username,
+                    "total_input_tokens": told["input_tokens"],
+                    "total_output_tokens": told["output_tokens"],
+                    "total_tokens": told["total_tokens"],
+                    "base_price": float(cost),
+                    "commission_5_percent": float(charge - cost),
+                    "final_price": float(charge),
+                }
+            }
+        )
+
+
+def _customer(principal: Principal) -> int:
+    """Return the customer that the caller belongs to. Raises Forbidden (403)."""
+    if principal.customer_id is None:
+        raise Forbidden("This key belongs to no customer, so it has no balance.", code="no_customer")
+    return principal.customer_id
+
+
+def _asked_customer(principal: Principal, asked: int | None) -> int | None:
+    """Return whose figures are asked for; None is all, and is for admins. Raises NotFound (404)."""
+    if principal.is_admin:
+        return asked
+    own = _customer(principal)
+    if asked not in {None, own}:
+        raise _no_customer()
+    return own
+
+
+def _asked_key(principal: Principal, asked: int | None) -> int | None:
+    """Return which key's figures are asked for; None is all that the caller sees. Raises NotFound (404)."""
+    own = principal.own_key_id
+    if own is not None and asked not in {None, own}:
+        raise _no_key()
+    return own if asked is None else asked
+
+
+def _shown(windows: Mapping[str, Mapping[str, Any]], part: str) -> dict[str, Any]:
+    return {**dict.fromkeys(_LIMIT_NAMES), **{name: window[part] for name, window in windows.items()}}
+
+
+def _number(usd: str | None) -> float:
+    """Return an amount as the older routes show it: a JSON number."""
+    return float(usd or 0)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _cursor(after: Mapping[str, str]) -> str:
+    text = f"{after['at']} {after['id']}"
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str | None) -> tuple[str, str] | None:
+    """Return the time and the id of the last row of the page before. Raises Unprocessable (422)."""
+    if cursor is None:
+        return None
+    try:
+        if len(cursor) > _CURSOR_CHARS:
+            raise ValueError(cursor)
+        text = base64.b64decode(f"{cursor}{'=' * (-len(cursor) % 4)}", b"-_", validate=True).decode("ascii")
+        at, _, identity = text.partition(" ")
+        if datetime.fromisoformat(at).tzinfo is None or not _LOGGED_ID.fullmatch(identity):
+            raise ValueError(text)
+    except (ValueError, binascii.Error):
+        raise Unprocessable("cursor must be the next_cursor of another page.", param="cursor") from None
+    return at, identity
+
+
+def _no_such_customer() -> NotFound:
+    return NotFound("There is no such customer.")
+
+
+def _no_customer() -> NotFound:
+    return NotFound("There is no such customer.", code="customer_not_found", param="customer_id")
+
+
+def _no_key() -> NotFound:
+    return NotFound("There is no such key.", code="key_not_found", param="key_id")
 
 
 def operations(process: Process) -> Sequence[Operation]:
     """Return the routes of usage."""
     usage = Usage(process)
+
+    def route(path: str, endpoint: AuthorizedEndpoint, summary: str, *scopes: str) -> Operation:
+        return Operation(
+            "GET",
+            path,
+            authorized(process, endpoint, *scopes),
+            summary,
+            scope=scopes[0] if scopes else None,
+            tags=("usage",),
+        )
+
     return (
-        Operation(
-            "GET",
-            "/user/balance",
-            authorized(process.database, usage.balance),
-            "Read the balance",
-            tags=("usage",),
-        ),
-        Operation(
-            "GET",
-            "/v1/requests/{id}",
-            authorized(process.database, usage.request, "usage", "chat"),
-            "Read the record of a request",
-            scope="usage",
-            tags=("usage",),
-        ),
+        route("/user/balance", usage.balance, "Read the balance"),
+        route("/user/monitor", usage.monitor, "Read what was used", "usage", "chat"),
+        route("/user/limit", usage.limit, "Read the limits and what is left of them"),
+        route("/v1/usage", usage.time_series, "Read usage over time", "usage", "chat"),
+        route("/v1/requests", usage.requests, "List requests", "usage", "chat"),
+        route("/v1/requests/{id}", usage.request, "Read the record of a request", "usage", "chat"),
+        route("/v1/key", usage.key, "Read the calling key (OpenRouter's shape)"),
+        route("/v1/credits", usage.credits, "Read credits in USD (OpenRouter's shape)"),
+        route("/api/usage", usage.price_to_pay, "Read what is to be paid (older route)", "usage"),
     )
