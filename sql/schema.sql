@@ -24,6 +24,7 @@
 \ir functions/money.sql
 \ir functions/windows.sql
 \ir functions/guards.sql
+\ir functions/erasure.sql
 \ir functions/create_request_partitions.sql
 
 \ir functions/correct_counters.sql
@@ -37,6 +38,7 @@
 
 \ir functions/authenticate_key.sql
 \ir functions/create_customer.sql
+\ir functions/manage_customers.sql
 \ir functions/set_limits.sql
 \ir functions/last_used_at.sql
 \ir functions/key_bounds.sql
@@ -54,6 +56,7 @@
 \ir functions/manage_services.sql
 \ir functions/manage_models.sql
 \ir functions/change_settings.sql
+\ir functions/list_audit.sql
 \ir functions/list_models.sql
 \ir functions/read_request.sql
 \ir functions/list_requests.sql

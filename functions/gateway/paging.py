@@ -27,10 +27,7 @@ class Page:
     @classmethod
     def read(cls, request: Request) -> Self:
         """Read the query. Raises Unprocessable (422)."""
-        limit = request.query_params.get("limit", str(DEFAULT_LIMIT))
-        size = _number(limit)
-        if size is None or not 1 <= size <= MAX_LIMIT:
-            raise Unprocessable(f"limit must be a number from 1 to {MAX_LIMIT}.", param="limit")
+        size = page_size(request)
         cursor = request.query_params.get("cursor")
         after = None if cursor is None else _number(cursor)
         if cursor is not None and after is None:
@@ -53,6 +50,14 @@ class Page:
         """Return the body of a list."""
         shown, cursor = self.cut(rows)
         return {"data": shown, "next_cursor": cursor}
+
+
+def page_size(request: Request) -> int:
+    """Return how many rows are wanted at most. Raises Unprocessable (422)."""
+    size = _number(request.query_params.get("limit", str(DEFAULT_LIMIT)))
+    if size is None or not 1 <= size <= MAX_LIMIT:
+        raise Unprocessable(f"limit must be a number from 1 to {MAX_LIMIT}.", param="limit")
+    return size
 
 
 def path_id(request: Request, what: str) -> int:

@@ -535,9 +535,96 @@ class Database:
     async def list_prices(self, *, limit: int, before: int | None, model: str | None) -> list[JSONObject]:
         return await self._objects("list_prices", limit=limit, before=before, model=model)
 
+    # Price lists.
+
+    async def import_prices(
+        self, lines: Sequence[Mapping[str, Any]], *, dry_run: bool, effective_from: str | None, actor: str
+    ) -> JSONObject:
+        return await self._object(
+            "import_prices", lines=list(lines), dry_run=dry_run, effective_from=effective_from, actor=actor
+        )
+
+    # The settings.
+
     async def change_settings(self, changes: Mapping[str, Any], *, actor: str) -> JSONObject:
         """Return all settings, as they are after the changes."""
         return await self._object("change_settings", changes=changes, actor=actor)
+
+    # What was used, and what may still be
+
+    async def read_limits(
+        self, customer_id: int, *, key_id: int | None, model: str | None = None
+    ) -> JSONObject | None:
+        found: JSONObject | None = await self._call(
+            "read_limits", customer_id=customer_id, key_id=key_id, model=model
+        )
+        return found
+
+    async def list_requests(
+        self,
+        *,
+        limit: int,
+        customer_id: int | None,
+        show_cost: bool,
+        before: tuple[str, str] | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        model: str | None = None,
+        status: str | None = None,
+        key_id: int | None = None,
+        provider: str | None = None,
+        errors: bool = False,
+    ) -> JSONObject:
+        """`before`: the time and the id of the last row of the page before."""
+        before_at, before_id = before or (None, None)
+        return await self._object(
+            "list_requests",
+            limit=limit,
+            customer_id=customer_id,
+            show_cost=show_cost,
+            before_at=before_at,
+            before_id=before_id,
+            **{"from": start},
+            to=end,
+            model=model,
+            status=status,
+            key_id=key_id,
+            provider=provider,
+            errors=errors,
+        )
+
+    async def read_time_series(
+        self,
+        *,
+        customer_id: int | None,
+        key_id: int | None,
+        start: str | None,
+        end: str | None,
+        interval: str,
+        group_by: str | None,
+        time_zone: str | None,
+        show_cost: bool,
+    ) -> JSONObject:
+        """`start` and `end` are times, or dates in the time zone."""
+        return await self._object(
+            "read_time_series",
+            customer_id=customer_id,
+            key_id=key_id,
+            **{"from": start},
+            to=end,
+            interval=interval,
+            group_by=group_by,
+            time_zone=time_zone,
+            show_cost=show_cost,
+        )
+
+    async def read_key(self, customer_id: int, key_id: int) -> JSONObject | None:
+        found: JSONObject | None = await self._call("read_key", customer_id=customer_id, key_id=key_id)
+        return found
+
+    async def read_credits(self, customer_id: int) -> JSONObject | None:
+        found: JSONObject | None = await self._call("read_credits", customer_id=customer_id)
+        return found
 
     async def _objects(self, function: str, **parameters: Any) -> list[JSONObject]:
         told: list[JSONObject] = await self._call(function, **parameters)
