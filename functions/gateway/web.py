@@ -1,15 +1,17 @@
-"""What anybody may ask: what this is, and whether it is well."""
+"""What anybody may ask: what this is, whether it is well, and the document of its routes."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, Any
 
+from gateway import assets, json_text
 from gateway.database.client import DatabaseError
 from gateway.http import JSONResponse, Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -19,14 +21,28 @@ if TYPE_CHECKING:
 HEALTH_SECONDS = 1.5
 """How long the database may take to answer. Load balancers give a health check about two seconds."""
 
+# Nothing from elsewhere, and nothing that stands in the page itself.
+_POLICY = {
+    "default-src": "'none'",
+    "base-uri": "'none'",
+    "connect-src": "'self'",
+    "font-src": "'self'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+    "img-src": "'self' data:",
+    "script-src": "'self'",
+    "style-src": "'self'",
+}
+
 
 class Web:
-    """The public endpoints."""
+    """The public endpoints. `document` makes the OpenAPI document of every function's routes."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, document: Callable[[], dict[str, Any]]) -> None:
         self._database = process.database
         self._logger = process.logger
         self._version = process.settings.version
+        self._make_document = document
 
     async def index(self, _request: Request) -> Response:
         """GET /."""
@@ -39,6 +55,9 @@ class Web:
                     "chat": "/v1/chat/completions",
                     "models": "/models/simple",
                     "health": "/health",
+                    "docs": "/docs",
+                    "redoc": "/redoc",
+                    "openapi": "/openapi.json",
                 },
             }
         )
@@ -63,11 +82,39 @@ class Web:
             headers={"cache-control": "no-store"},
         )
 
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        return assets.tagged(request, self._document, "application/json")
 
-def operations(process: Process) -> Sequence[Operation]:
-    """Return the public routes."""
-    web = Web(process)
+    async def docs(self, request: Request) -> Response:
+        """GET /docs: Swagger UI."""
+        return assets.page(request, "docs.html", _policy())
+
+    async def redoc(self, request: Request) -> Response:
+        """GET /redoc."""
+        return assets.page(request, "redoc.html", _policy())
+
+    async def asset(self, request: Request) -> Response:
+        """GET /docs/assets/{name}: what the two pages are made of."""
+        return assets.asset(request, request.path_params["name"])
+
+    @functools.cached_property
+    def _document(self) -> bytes:
+        return json_text.dump(self._make_document())
+
+
+def _policy(**others: str) -> str:
+    return "; ".join(f"{name} {sources}" for name, sources in {**_POLICY, **others}.items())
+
+
+def operations(process: Process, document: Callable[[], dict[str, Any]]) -> Sequence[Operation]:
+    """Return the public routes; `document` makes what /openapi.json answers, once, when it is first asked."""
+    web = Web(process, document)
     return (
         Operation("GET", "/", web.index, "What this is", tags=("pages",)),
         Operation("GET", "/health", web.health, "Whether the gateway is well", tags=("pages",)),
+        Operation("GET", "/openapi.json", web.openapi, "The document of the API", tags=("pages",)),
+        Operation("GET", "/docs", web.docs, "The document, to try out", tags=("pages",)),
+        Operation("GET", "/redoc", web.redoc, "The document, to read", tags=("pages",)),
+        Operation("GET", "/docs/assets/{name}", web.asset, "A file of the pages", in_schema=False),
     )

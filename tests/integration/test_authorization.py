@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway import admin, keys, usage, web
+from gateway import admin, keys, openapi, usage
 from gateway.auth import new_key
 from tests.fixtures.management import Management, assert_error, management
 
@@ -48,14 +48,21 @@ KEY_ROUTES = [
     ("POST", "/api/keys/1/toggle"),
 ]
 USAGE_ROUTES = [("GET", "/user/balance"), ("GET", f"/v1/requests/req_{'0' * 32}")]
-PUBLIC_ROUTES = [("GET", "/"), ("GET", "/health")]
+PUBLIC_ROUTES = [
+    ("GET", "/"),
+    ("GET", "/health"),
+    ("GET", "/openapi.json"),
+    ("GET", "/docs"),
+    ("GET", "/redoc"),
+    ("GET", "/docs/assets/{name}"),
+]
 GUARDED_ROUTES = ADMIN_ROUTES + KEY_ROUTES + USAGE_ROUTES
 
 
 def routes(process: Process) -> set[tuple[str, str]]:
     return {
         (operation.method, operation.path)
-        for function in (admin, keys, usage, web)
+        for function in (admin, keys, usage, openapi)
         for operation in function.operations(process)
     }
 

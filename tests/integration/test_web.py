@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from gateway import web
+from gateway import openapi
 from gateway.http import create_app
 from gateway.runtime.function import Function
 from gateway.runtime.process import Process
@@ -25,7 +25,7 @@ __all__ = ["management"]
 
 async def health_without_database(rest_url: str, directory: Path) -> tuple[httpx.Response, float]:
     process = Process.start(settings(rest_url, "key", directory))
-    transport = httpx.ASGITransport(create_app(web.operations(process)))
+    transport = httpx.ASGITransport(create_app(openapi.operations(process)))
     async with httpx.AsyncClient(transport=transport, base_url=URL) as client:
         started = time.monotonic()
         response = await client.get("/health")

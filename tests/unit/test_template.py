@@ -17,7 +17,7 @@ from gateway.errors import GatewayError
 from gateway.runtime.function import Function
 from gateway.runtime.process import Process
 from gateway.settings import Settings
-from infra.local.server import load_functions
+from infra.local.server import FUNCTIONS, load_functions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -149,11 +149,12 @@ def served_paths() -> dict[str, set[str]]:
     )
     process = Process.start(settings)
     served = {}
-    for app in load_functions():
-        assert isinstance(app, Function)
-        served[app.operations.__module__.removeprefix("gateway.")] = {
-            re.sub(r"\{(\w+):path\}", r"{\1+}", operation.path) for operation in app.operations(process)
-        }
+    for name in FUNCTIONS:
+        for app in load_functions([name]):
+            assert isinstance(app, Function)
+            served[name] = {
+                re.sub(r"\{(\w+):path\}", r"{\1+}", operation.path) for operation in app.operations(process)
+            }
     return served
 
 

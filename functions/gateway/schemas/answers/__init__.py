@@ -101,11 +101,18 @@ class Success(Answer):
     status: Literal["success"]
 
 
+def _limits_schema(schema: dict[str, Any]) -> None:
+    _without_defaults(schema)
+    schema["examples"] = [{"requests_per_minute": 600, "spend_usd_per_month": "100"}]
+
+
 class LimitsAnswer(Answer):
     """The limits that are set, by window.
 
     A name that is missing has none. Spend is exact, as decimal text.
     """
+
+    model_config = ConfigDict(json_schema_extra=_limits_schema)
 
     requests_per_minute: Count = 0
     requests_per_hour: Count = 0

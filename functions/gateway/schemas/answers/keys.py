@@ -25,7 +25,7 @@ class Key(Answer):
     created_at: Time
     last_used_at: Time | None
     expires_at: Time | None
-    revoked_at: Time | None
+    revoked_at: Time | None = Field(examples=[None])
     rate_limit: Count | None = Field(description="Requests per minute, of each model.", examples=[60])
     limits: LimitsAnswer = Field(description="The key's own limits, over all models together.")
     model_limits: dict[str, LimitsAnswer] = Field(

@@ -1,0 +1,13 @@
+SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#document",
+  deepLinking: true,
+  docExpansion: "list",
+  defaultModelsExpandDepth: 0,
+  displayRequestDuration: true,
+  filter: true,
+  // A key stays in this tab's memory: whoever sits down here next has to bring one.
+  persistAuthorization: false,
+  // The validator would be another origin's.
+  validatorUrl: null,
+});

@@ -1,0 +1,200 @@
+"""The documentation of the admin function's routes."""
+
+from __future__ import annotations
+
+from gateway.errors import Conflict, NotFound, Unprocessable
+from gateway.openapi.routes import PAGE, Parameter, Route, Routes, path_id, unknown
+from gateway.schemas.answers import admin as answers
+
+_SERVICE = (path_id("service"),)
+_NO_SERVICE = unknown("service")
+_BASE_URL = Unprocessable("base_url must be https.", param="base_url", code="invalid_base_url")
+_KEY_REQUIRED = Unprocessable(
+    "A base_url of another origin needs the provider_key anew.",
+    code="provider_key_required",
+    param="provider_key",
+)
+_NOT_OFFERED = Unprocessable(
+    "enabled_models names a model that the catalogue does not have from OpenAI.",
+    code="model_not_found",
+    param="enabled_models",
+)
+_INVALID_AMOUNT = Unprocessable(
+    "The amount must not be zero, nor beyond a billion USD, nor finer than the tenth decimal of a USD, "
+    "and the balance stays below ten billion.",
+    code="invalid_amount",
+    param="usd",
+)
+_PRICES = {"input": "0.15", "cached_input": "0.075", "output": "0.60"}
+
+
+def _taken(param: str) -> Conflict:
+    return Conflict(f"This {param} is taken.", code=f"{param}_taken", param=param)
+
+
+ROUTES: Routes = {
+    "POST /customers": Route(
+        answer=answers.CreatedCustomer,
+        tokens=True,
+        description="The username is the email unless another is given.",
+        request={"name": "Ada", "email": "ada@example.com", "company": "Analytical Engines"},
+        refusals=(_taken("email"), _taken("username")),
+    ),
+    "POST /admin/create_user": Route(
+        answer=answers.CreatedUser,
+        tokens=True,
+        description="A customer, its first key, credits and limits of that key, all or nothing.",
+        request={
+            "name": "Ada",
+            "email": "ada@example.com",
+            "credits": 50000,
+            "rate_limits": {"requests_per_minute": 600},
+        },
+        refusals=(_taken("email"), _INVALID_AMOUNT),
+    ),
+    "POST /admin/add_credits": Route(
+        answer=answers.AddedCredits,
+        tokens=True,
+        description="The customer is named by `user_id`, `api_key` or `email`, the amount by `credits` or "
+        "`usd`. The same `reference` twice is credited once. A negative amount corrects.",
+        request={"email": "ada@example.com", "usd": "10", "reference": "invoice-1"},
+        refusals=(
+            unknown("customer", param="email"),
+            unknown("key", param="api_key"),
+            Conflict(
+                "Another amount was booked under this reference.",
+                code="reference_conflict",
+                param="reference",
+            ),
+            Conflict(
+                "The correction is more than is free of the balance.", code="more_than_free", param="usd"
+            ),
+            _INVALID_AMOUNT,
+        ),
+    ),
+    "GET /admin/balance": Route(
+        answer=answers.BalanceList,
+        tokens=True,
+        description="Every customer's account with its keys' prefixes, by id.",
+        parameters=PAGE,
+    ),
+    "POST /admin/limit": Route(
+        answer=answers.SubjectLimits,
+        tokens=True,
+        description="Merges limits into those of a key (`api_key` or `key_id`), a customer (`user_id`) or a "
+        "`service`; null removes one. With `model` they are a key's for that model, with `*` for each model "
+        "by itself. `warn` holds soft marks; a limit without one gets it at `warn_percent` (80).",
+        request={
+            "user_id": 42,
+            "rate_limits": {
+                "requests_per_minute": 600,
+                "tokens_per_day": 1000000,
+                "spend_usd_per_month": "100",
+            },
+            "warn": {"spend_usd_per_month": "50"},
+        },
+        refusals=(
+            unknown("key", param="key_id"),
+            unknown("customer", param="user_id"),
+            unknown("service", param="service"),
+            unknown("model", param="model"),
+        ),
+    ),
+    "GET /admin/services": Route(answer=answers.ServiceList, tokens=True, parameters=PAGE),
+    "POST /admin/services": Route(
+        answer=answers.Service,
+        tokens=True,
+        description="A connection to a provider. Its key is kept sealed and never shown. Of the provider's "
+        "own URL, unless `base_url` names another: HTTPS, and no address inside a network.",
+        request={
+            "name": "openai",
+            "provider": "openai",
+            "provider_key": "sk-proj-…",
+            "enabled_models": ["gpt-4o-mini"],
+        },
+        refusals=(_taken("name"), _BASE_URL, _KEY_REQUIRED, _NOT_OFFERED),
+    ),
+    "GET /admin/services/{id}": Route(
+        answer=answers.Service, tokens=True, parameters=_SERVICE, refusals=(_NO_SERVICE,)
+    ),
+    "PATCH /admin/services/{id}": Route(
+        answer=answers.Service,
+        tokens=True,
+        description="A field that is absent stays as it is. A `base_url` of another origin needs the "
+        "`provider_key` anew, so that a key that nobody can read can't be sent to a stranger.",
+        parameters=_SERVICE,
+        request={"enabled_models": ["gpt-4o-mini"], "priority": 50},
+        refusals=(_NO_SERVICE, _taken("name"), _BASE_URL, _KEY_REQUIRED, _NOT_OFFERED),
+    ),
+    "DELETE /admin/services/{id}": Route(
+        answer=answers.DeletedService, tokens=True, parameters=_SERVICE, refusals=(_NO_SERVICE,)
+    ),
+    "GET /admin/models": Route(
+        answer=answers.CatalogueList,
+        tokens=True,
+        description="The whole catalogue, with the prices that are in force.",
+        parameters=PAGE,
+    ),
+    "POST /admin/models": Route(
+        answer=answers.CatalogueModel,
+        tokens=True,
+        description="A model, who sells it and for how much (USD per million tokens), all or nothing.",
+        request={
+            "name": "my-model",
+            "context_length": 32768,
+            "max_output_tokens": 4096,
+            "offers": [{"provider": "openai-compatible", "upstream_model": "my-model-v1", "prices": _PRICES}],
+        },
+        refusals=(_taken("name"), Unprocessable("offers names a provider twice.", param="offers")),
+    ),
+    "GET /admin/prices": Route(
+        answer=answers.PriceList,
+        tokens=True,
+        description="Every version, the newest first.",
+        parameters=(
+            *PAGE,
+            Parameter("model", "query", "Of this model alone.", {"type": "string"}, "gpt-4o-mini"),
+        ),
+    ),
+    "POST /admin/prices": Route(
+        answer=answers.Price,
+        tokens=True,
+        description="A new version: what was admitted is never priced again. In force from `effective_from`, "
+        "by default now. With `service_id` for that service alone.",
+        request={
+            "model": "gpt-4o-mini",
+            "provider": "openai",
+            **_PRICES,
+            "source": "https://openai.com/api/pricing",
+            "source_date": "2026-11-21",
+        },
+        refusals=(
+            unknown("model", param="model"),
+            NotFound(
+                "This provider does not offer this model yet: name its upstream_model.",
+                code="offer_not_found",
+                param="provider",
+            ),
+            NotFound(
+                "There is no such service of this provider.", code="service_not_found", param="service_id"
+            ),
+            Unprocessable(
+                "effective_from must not lie in the past: what was admitted is not priced again.",
+                param="effective_from",
+            ),
+        ),
+    ),
+    "GET /admin/settings": Route(answer=answers.SettingsAnswer, tokens=True),
+    "PATCH /admin/settings": Route(
+        answer=answers.SettingsAnswer,
+        tokens=True,
+        description="A field that is absent stays as it is; null of a default limit: none.",
+        request={"commission_percent": "5", "default_requests_per_minute": 60},
+    ),
+    "GET /admin/ledger/check": Route(
+        answer=answers.LedgerCheck,
+        tokens=True,
+        description="Recomputes every balance from the ledger, every hold from the running calls, and every "
+        "charge from its entries.",
+    ),
+}
