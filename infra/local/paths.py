@@ -8,6 +8,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FUNCTIONS = REPOSITORY / "functions"
 NODE_MODULES = REPOSITORY / "infra" / "local" / "node_modules"
 TOKENIZERS = FUNCTIONS / "gateway" / "tokenizers"
+LINTERS = REPOSITORY / "infra" / "local" / "linters"
 SCHEMA = REPOSITORY / "sql" / "schema.sql"
 MIGRATIONS = REPOSITORY / "supabase" / "migrations"
 SEED = REPOSITORY / "supabase" / "seed.sql"

@@ -79,7 +79,8 @@ class EmbeddedPostgres:
     """A PostgreSQL server on 127.0.0.1 whose data outlives it and whose process doesn't outlive its owner.
 
     `data` is the data directory (made on the first start, reused after), `port` 0 takes a free one,
-    `settings` go to the server as `-c name=value`. Only one owner at a time may start a data directory.
+    `settings` go to the server as `-c name=value`. `programs` is the directory of another PostgreSQL of that
+    version, in place of the wheel's. Only one owner at a time may start a data directory.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class EmbeddedPostgres:
         port: int = 0,
         password: str = "postgres",  # noqa: S107 - reachable from this machine only; the stack makes its own
         version: int = DEFAULT_VERSION,
+        programs: Path | None = None,
         settings: Mapping[str, str] | None = None,
     ) -> None:
         self.data = data.resolve()
@@ -96,6 +98,7 @@ class EmbeddedPostgres:
         self.version = version
         self.log = self.data.with_name(self.data.name + ".log")
         self._password = password
+        self._programs = programs
         self._settings = dict(settings or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._prefix: list[str] = []
@@ -140,7 +143,7 @@ class EmbeddedPostgres:
         self.stop()
 
     def _start(self, patience: float) -> None:
-        programs = binaries(self.version)
+        programs = self._programs or binaries(self.version)
         if os.geteuid() == 0:
             self._prefix, self._account = _as_nobody(self.data, programs / "postgres")
         self._create(programs)

@@ -9,7 +9,7 @@ declare
     v_name text;
     v_from timestamptz;
     v_to timestamptz;
-    v_made text[] := '{}';
+    v_made text[] := '{}'::text[];
 begin
     perform set_config('gateway.engine', 'on', true);
     for i in 0 .. p_months loop
