@@ -18,6 +18,7 @@
 \ir tables/idempotency_keys.sql
 \ir tables/ledger_entries.sql
 \ir tables/usage_rollups.sql
+\ir tables/usage_periods.sql
 \ir tables/refusal_rollups.sql
 \ir tables/audit_log.sql
 
@@ -31,12 +32,18 @@
 \ir functions/record_refusal.sql
 \ir functions/resolve_candidates.sql
 \ir functions/admit_request.sql
+\ir functions/time_bins.sql
+\ir functions/add_to_rollup.sql
 \ir functions/settle_request.sql
 \ir functions/expire_holds.sql
 \ir functions/forget_idempotency_keys.sql
 \ir functions/check_ledger.sql
+\ir functions/close_usage.sql
+\ir functions/read_usage.sql
+\ir functions/read_admin_monitor.sql
 
 \ir functions/authenticate_key.sql
+\ir functions/authenticate_user.sql
 \ir functions/create_customer.sql
 \ir functions/manage_customers.sql
 \ir functions/set_limits.sql

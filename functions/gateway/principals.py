@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from gateway.auth import api_key, key_hash, unknown_key
+from gateway.auth import bearer_token, key_hash, may_be_key, unknown_key
+from gateway.auth_tokens import is_access_token
 from gateway.database.client import DatabaseError
-from gateway.errors import Forbidden
+from gateway.errors import Forbidden, Unauthorized
 from gateway.observability import append_log_keys
 from gateway.refusals import database_refused
 
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from gateway.auth_tokens import AuthTokens, Person
     from gateway.database.rpc import Database
     from gateway.http import Endpoint
 
     AuthorizedEndpoint = Callable[[Request, "Principal"], Awaitable[Response]]
 
 ADMIN = "admin"
+PERSON_SCOPES = frozenset({"usage", "keys", "billing"})
+"""What a person may do for its customer. Chat needs a key, which the person can make."""
 _OVERSEEING = frozenset({"usage", "keys", ADMIN})
 """Scopes with which a key sees its whole customer, and not its own requests alone."""
 
@@ -32,6 +36,9 @@ class Callers(Protocol):
 
     @property
     def database(self) -> Database: ...
+
+    @property
+    def auth_tokens(self) -> AuthTokens: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,26 +98,66 @@ class Principal:
 
 
 async def authenticate(request: Request, callers: Callers) -> Principal:
-    """Return who sends this request.
+    """Return who sends this request: by a key, or by an access token of Supabase Auth.
 
-    Raises Unauthorized (401) for no key and, with one message, for one that is unknown, revoked, switched off
-    or expired; Forbidden (403) where the customer is suspended; DatabaseError.
+    Raises Unauthorized (401) for no credential and, with one message, for a key that is unknown, revoked,
+    switched off or expired, or for a token that is no good; Forbidden (403) where the customer is suspended,
+    or where the person has none; Unavailable (503); DatabaseError.
     """
-    told = await callers.database.authenticate_key(key_hash(api_key(request.headers)))
+    credential = bearer_token(request.headers)
+    if is_access_token(credential):
+        principal = await _person(await callers.auth_tokens.verify(credential), callers)
+    else:
+        principal = await _key(credential, callers.database)
+    append_log_keys(key_prefix=principal.prefix, user_id=principal.user_id, customer_id=principal.customer_id)
+    return principal
+
+
+async def _key(key: str, database: Database) -> Principal:
+    if not may_be_key(key):
+        raise unknown_key()
+    told = await database.authenticate_key(key_hash(key))
     error = told.get("error")
     if error == "customer_suspended":
-        raise Forbidden("This account is suspended.", code="customer_suspended")
+        raise _suspended()
     if error is not None:
         raise unknown_key()
-    principal = Principal.read(told)
-    append_log_keys(key_prefix=principal.prefix, customer_id=principal.customer_id)
-    return principal
+    return Principal.read(told)
+
+
+async def _person(person: Person, callers: Callers) -> Principal:
+    told = await callers.database.authenticate_user(person.user_id, is_admin=person.is_admin)
+    if told.get("error") == "may_link" and await callers.auth_tokens.confirms_addresses():
+        told = await callers.database.authenticate_user(person.user_id, is_admin=person.is_admin, link=True)
+    error = told.get("error")
+    if error == "customer_suspended":
+        raise _suspended()
+    if error == "unknown_user":
+        raise Unauthorized(
+            "The access token is not valid. Sign in again, or send an API key.",
+            code="invalid_token",
+            detail="its user was deleted or banned",
+        )
+    if error is not None:
+        raise Forbidden("No account here belongs to this user.", code="no_customer", detail=error)
+    return Principal(
+        key_id=None,
+        customer_id=told["customer_id"],
+        prefix=None,
+        scopes=PERSON_SCOPES | {ADMIN} if person.is_admin else PERSON_SCOPES,
+        username=told["username"],
+        user_id=person.user_id,
+    )
+
+
+def _suspended() -> Forbidden:
+    return Forbidden("This account is suspended.", code="customer_suspended")
 
 
 def require_admin(principal: Principal) -> None:
     """Raise Forbidden (403) unless the caller is an admin."""
     if not principal.is_admin:
-        raise Forbidden("Only an admin key may do this.", code="scope_missing")
+        raise Forbidden("Only an admin may do this.", code="scope_missing")
 
 
 def require_scope(principal: Principal, *scopes: str) -> None:

@@ -29,6 +29,8 @@ from pydantic import (
 from gateway import __version__
 
 MASTER_KEY_BYTES = 32
+MIN_JWT_SECRET_BYTES = 32
+"""What HS256 asks for (RFC 7518, 3.2)."""
 MAX_BODY_BYTES = 6 * 1024 * 1024
 """What Lambda takes in one request."""
 
@@ -74,13 +76,19 @@ def _check_master_keys(keys: Mapping[str, bytes]) -> Mapping[str, bytes]:
     return MappingProxyType(dict(keys))
 
 
-def _check_rest_url(url: str) -> str:
+def _check_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be an http or https URL without a query")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not hold credentials")
     return url.rstrip("/")
+
+
+def _check_jwt_secret(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value().encode()) < MIN_JWT_SECRET_BYTES:
+        raise ValueError(f"must have at least {MIN_JWT_SECRET_BYTES} bytes")
+    return secret
 
 
 def _check_daemon_address(value: str | None) -> str | None:
@@ -106,10 +114,16 @@ class Settings(BaseModel):
 
     allow_private_urls: bool = False
     """Lets the database and services live at http URLs and private addresses. For the local stack."""
-    rest_url: Annotated[str, AfterValidator(_check_rest_url)]
+    rest_url: Annotated[str, AfterValidator(_check_url)]
     """The base URL of PostgREST, without a slash at its end."""
     supabase_key: Annotated[SecretStr, Field(min_length=1)]
     """An sb_secret_ key, or the older service_role token."""
+    auth_issuer: Annotated[str, AfterValidator(_check_url)] | None = None
+    """The issuer of the access tokens that are taken, as they name it; None: no token is."""
+    auth_jwks_url: Annotated[str, AfterValidator(_check_url)] | None = None
+    """Where the issuer's public keys are."""
+    auth_jwt_secret: Annotated[SecretStr, AfterValidator(_check_jwt_secret)] | None = None
+    """The secret of a project that still signs its tokens by HS256. None: no such token is taken."""
     master_keys: Annotated[
         Mapping[str, bytes], BeforeValidator(_master_keys), AfterValidator(_check_master_keys)
     ] = Field(default_factory=lambda: MappingProxyType({}), repr=False)
@@ -139,16 +153,16 @@ class Settings(BaseModel):
     openrouter_site_name: HeaderText = None
     version: str = __version__
 
-    @field_validator("rest_url")
+    @field_validator("rest_url", "auth_issuer", "auth_jwks_url")
     @classmethod
-    def _encrypted_unless_local(cls, url: str, info: ValidationInfo) -> str:
-        parts = urlsplit(url)
+    def _encrypted_unless_local(cls, url: str | None, info: ValidationInfo) -> str | None:
+        parts = urlsplit(url or "")
         if (
             parts.scheme == "http"
             and parts.hostname not in _LOOPBACK
             and not info.data.get("allow_private_urls")
         ):
-            raise ValueError("must be https, as a key that opens the whole database travels over it")
+            raise ValueError("must be https, as what opens the whole database travels over it")
         return url
 
     @classmethod
@@ -166,6 +180,10 @@ class Settings(BaseModel):
         project = environ.get("SUPABASE_URL", "").strip().rstrip("/")
         if "rest_url" not in given and project:
             given["rest_url"] = f"{project}/rest/v1"
+        if "auth_issuer" not in given and project:
+            given["auth_issuer"] = f"{project}/auth/v1"
+        if "auth_jwks_url" not in given and "auth_issuer" in given:
+            given["auth_jwks_url"] = f"{given['auth_issuer'].rstrip('/')}/.well-known/jwks.json"
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -179,6 +197,9 @@ class Settings(BaseModel):
 _VARIABLES = {
     "SLUICE_REST_URL": "rest_url",
     "SUPABASE_KEY": "supabase_key",
+    "SLUICE_AUTH_ISSUER": "auth_issuer",
+    "SLUICE_AUTH_JWKS_URL": "auth_jwks_url",
+    "SLUICE_AUTH_JWT_SECRET": "auth_jwt_secret",
     "SLUICE_MASTER_KEYS": "master_keys",
     "SLUICE_ALLOW_PRIVATE_URLS": "allow_private_urls",
     "SLUICE_SPOOL_DIR": "spool_dir",

@@ -1,5 +1,7 @@
 drop function gateway.applicable_limits(bigint, bigint, bigint[], bigint[], text, timestamptz);
 
+drop function gateway.add_to_rollup(gateway.requests, bigint, bigint, integer, integer, jsonb, numeric, numeric, numeric, integer);
+
 drop function gateway.inherit_limits(bigint, bigint, bigint, jsonb);
 
 drop function api.create_key(bigint, text, text, text, text[], bigint[], bigint[], timestamptz, bigint, text, jsonb, bigint);
@@ -95,6 +97,8 @@ comment on column gateway.retired_secrets.key_id is 'Whose secret it was. The ke
 
 comment on column gateway.retired_secrets.expires_at is 'Refused from here on.';
 
+create index requests_admitted_idx on gateway.requests (admitted_at desc, id);
+
 -- What was paid in, without the charges, which are many.
 create index ledger_paid_idx on gateway.ledger_entries (customer_id) include (amount_usd) where request_id is null;
 
@@ -127,6 +131,165 @@ comment on column gateway.usage_rollups.first_token_counts is 'The same of the t
 comment on column gateway.usage_rollups.last_failure_at is 'When the last request was admitted for which the service failed.';
 
 comment on column gateway.usage_rollups.late is 'True: came when its bucket had been closed already, and is added to usage_periods by the next closing.';
+
+-- The closed tier of analytics: what usage_rollups' finished quarters of an hour come to by day and month, each by itself for every question
+-- that is asked, so that a chart reads a row for each point, however many requests there were. Written by api.close_usage alone.
+create table gateway.usage_periods (
+    customer_id bigint not null,
+    per text not null constraint usage_periods_per_check check (per in ('quarter', 'day', 'month')),
+    grouped_by text not null
+        constraint usage_periods_grouped_by_check check (grouped_by in ('all', 'key', 'model', 'service', 'key_model', 'key_service')),
+    period timestamp not null,
+    key_id bigint not null default 0,
+    model_id bigint not null default 0,
+    service_id bigint not null default 0,
+    requests bigint not null default 0,
+    errors bigint not null default 0,
+    failures bigint not null default 0,
+    input_tokens bigint not null default 0,
+    cached_input_tokens bigint not null default 0,
+    cache_write_tokens bigint not null default 0,
+    audio_input_tokens bigint not null default 0,
+    image_input_tokens bigint not null default 0,
+    output_tokens bigint not null default 0,
+    reasoning_tokens bigint not null default 0,
+    audio_output_tokens bigint not null default 0,
+    image_output_tokens bigint not null default 0,
+    images bigint not null default 0,
+    total_tokens bigint not null default 0,
+    cost_usd numeric(24, 10) not null default 0,
+    charge_usd numeric(24, 10) not null default 0,
+    uncollected_usd numeric(24, 10) not null default 0,
+    latency_ms bigint not null default 0,
+    latencies bigint not null default 0,
+    time_to_first_token_ms bigint not null default 0,
+    first_tokens bigint not null default 0,
+    latency_counts integer[] not null default '{}',
+    first_token_counts integer[] not null default '{}',
+    last_request_at timestamptz not null,
+    last_failure_at timestamptz,
+    constraint usage_periods_pkey primary key (customer_id, per, grouped_by, period, key_id, model_id, service_id)
+) with (fillfactor = 70);
+
+create index usage_periods_quarter_idx on gateway.usage_periods (period) where per = 'quarter';
+
+alter table gateway.usage_periods enable row level security;
+
+comment on table gateway.usage_periods is 'Sums of usage_rollups by day and month, for every way in which they are asked for. Kept for ever, quarters of an hour excepted. Written by the engine''s functions only.';
+
+comment on column gateway.usage_periods.customer_id is 'Whose requests; 0: everybody''s.';
+
+comment on column gateway.usage_periods.per is 'day or month; quarter (of an hour) of everybody''s alone.';
+
+comment on column gateway.usage_periods.grouped_by is 'What the row is a sum of: all, or one key, model, service, key and model, key and service.';
+
+comment on column gateway.usage_periods.period is 'Start of the period, by the clock of the time zone that the customer had when it was closed; everybody''s by UTC''s.';
+
+comment on column gateway.usage_periods.key_id is 'With which key; 0: with any.';
+
+comment on column gateway.usage_periods.model_id is 'Of which model; 0: of any.';
+
+comment on column gateway.usage_periods.service_id is 'Answered by which service; 0: by none, or, where rows are not grouped by service, by any.';
+
+comment on column gateway.usage_periods.requests is 'Requests that have ended.';
+
+comment on column gateway.usage_periods.errors is 'Of these, those that failed or expired.';
+
+comment on column gateway.usage_periods.failures is 'Attempts through the service that failed, whoever answered in the end.';
+
+comment on column gateway.usage_periods.input_tokens is 'Input tokens in no other class.';
+
+comment on column gateway.usage_periods.cached_input_tokens is 'Input tokens read from a cache.';
+
+comment on column gateway.usage_periods.cache_write_tokens is 'Input tokens written to a cache.';
+
+comment on column gateway.usage_periods.audio_input_tokens is 'Audio tokens read.';
+
+comment on column gateway.usage_periods.image_input_tokens is 'Image tokens read.';
+
+comment on column gateway.usage_periods.output_tokens is 'Output tokens in no other class.';
+
+comment on column gateway.usage_periods.reasoning_tokens is 'Of the output tokens, those spent on reasoning.';
+
+comment on column gateway.usage_periods.audio_output_tokens is 'Audio tokens answered.';
+
+comment on column gateway.usage_periods.image_output_tokens is 'Image tokens answered.';
+
+comment on column gateway.usage_periods.images is 'Images made.';
+
+comment on column gateway.usage_periods.total_tokens is 'Tokens of all classes.';
+
+comment on column gateway.usage_periods.cost_usd is 'What the providers take.';
+
+comment on column gateway.usage_periods.charge_usd is 'What the customer owes.';
+
+comment on column gateway.usage_periods.uncollected_usd is 'Of the charge, what could not be taken.';
+
+comment on column gateway.usage_periods.latency_ms is 'Sum of the latencies, in milliseconds.';
+
+comment on column gateway.usage_periods.latencies is 'How many latencies are in that sum: an expired request has none.';
+
+comment on column gateway.usage_periods.time_to_first_token_ms is 'Sum of the times to the first token, in milliseconds.';
+
+comment on column gateway.usage_periods.first_tokens is 'How many are in that sum: an answer that was not streamed has none.';
+
+comment on column gateway.usage_periods.latency_counts is 'How many latencies lie in which bin of gateway.time_bin; the subscripts are the bins in use, empty within counts as 0.';
+
+comment on column gateway.usage_periods.first_token_counts is 'The same of the times to the first token.';
+
+comment on column gateway.usage_periods.last_request_at is 'When the last of them was admitted.';
+
+comment on column gateway.usage_periods.last_failure_at is 'When the last request was admitted for which the service failed.';
+
+-- Narrow, because the admin monitor looks through a day of it.
+create table gateway.key_days (
+    day date not null,
+    customer_id bigint not null,
+    key_id bigint not null,
+    requests bigint not null,
+    total_tokens bigint not null,
+    charge_usd numeric(24, 10) not null,
+    constraint key_days_pkey primary key (day, customer_id, key_id)
+) with (fillfactor = 70);
+
+create index key_days_tokens_idx on gateway.key_days (day, total_tokens desc);
+
+alter table gateway.key_days enable row level security;
+
+comment on table gateway.key_days is 'What each key used on each day of UTC: who is active, and who uses the most. Kept as long as usage_rollups. Written by the engine''s functions only.';
+
+comment on column gateway.key_days.day is 'The day, in UTC.';
+
+comment on column gateway.key_days.customer_id is 'Whose key.';
+
+comment on column gateway.key_days.key_id is 'The key.';
+
+comment on column gateway.key_days.requests is 'Requests that have ended.';
+
+comment on column gateway.key_days.total_tokens is 'Tokens of all classes.';
+
+comment on column gateway.key_days.charge_usd is 'What the customer owes.';
+
+create table gateway.usage_closing (
+    singleton boolean primary key default true constraint usage_closing_singleton_check check (singleton),
+    closed_until timestamptz not null default date_bin('15 minutes', now(), '2000-01-01 00:00+00'::timestamptz),
+    kept_from timestamptz not null default '-infinity'
+);
+
+insert into gateway.usage_closing (closed_until)
+select coalesce(min(bucket), date_bin('15 minutes', now(), '2000-01-01 00:00+00'::timestamptz)) from gateway.usage_rollups;
+
+alter table gateway.usage_closing enable row level security;
+
+comment on table gateway.usage_closing is 'How far usage is closed: exactly one row. Written by the engine''s functions only.';
+
+comment on column gateway.usage_closing.singleton is 'Always true: there is one row.';
+
+comment on column gateway.usage_closing.closed_until is 'Buckets before it are in usage_periods, from it on in usage_rollups alone. Late rows of usage_rollups are not in usage_periods yet, whatever their bucket.';
+
+comment on column gateway.usage_closing.kept_from is 'usage_rollups is complete from here on; older rows have been deleted by the setting usage_detail_days.';
+
+create index refusal_rollups_bucket_idx on gateway.refusal_rollups (bucket);
 
 create index audit_log_actor_idx on gateway.audit_log (actor, id);
 
@@ -325,8 +488,8 @@ begin
         v_allowed.after := gateway.without_person(old.after, old.entity);
     end if;
     -- What the person did themselves. Set by api.erase_customer, for its own transaction.
-    if old.actor = 'user ' || current_setting('gateway.erased_user', true) then
-        v_allowed.actor := 'user (erased)';
+    if old.actor = 'user ' || current_setting('gateway.erased_user', true) and new.actor = 'user (erased)' then
+        v_allowed.actor := new.actor;
     end if;
     if new is distinct from v_allowed then
         raise exception 'update on gateway.audit_log is refused: what was written stays' using errcode = 'restrict_violation';
@@ -417,7 +580,7 @@ declare
     v_name text;
     v_from timestamptz;
     v_to timestamptz;
-    v_made text[] := '{}';
+    v_made text[] := '{}'::text[];
 begin
     perform set_config('gateway.engine', 'on', true);
     for i in 0 .. p_months loop
@@ -496,7 +659,7 @@ create function gateway.applicable_limits(
 language plpgsql stable set search_path = ''
 as $$
 declare
-    v_of_makers gateway.limit_state[] := '{}';
+    v_of_makers gateway.limit_state[] := '{}'::gateway.limit_state[];
 begin
     if cardinality(p_maker_key_ids) > 0 then
         v_of_makers := gateway.limits_of_makers(p_maker_key_ids, p_model_ids, p_time_zone, p_at);
@@ -600,15 +763,14 @@ declare
     v_allowed boolean := false;
     v_routed boolean := false;
     v_candidate gateway.candidate;
-    v_resolved gateway.candidate[] := '{}';
-    v_candidates gateway.candidate[] := '{}';
+    v_resolved gateway.candidate[] := '{}'::gateway.candidate[];
+    v_candidates gateway.candidate[] := '{}'::gateway.candidate[];
     v_idempotency gateway.idempotency_keys;
     v_idempotency_is_new boolean := false;
     v_limits gateway.limit_state[];
     v_limit gateway.limit_state;
     v_account gateway.accounts;
     v_free numeric;
-    v_money numeric;
     v_rate_in numeric;
     v_rate_out numeric;
     v_fixed numeric;
@@ -622,7 +784,7 @@ declare
     v_reason jsonb;
     v_refusal jsonb;
     v_hold numeric := 0;
-    v_counted gateway.counted[] := '{}';
+    v_counted gateway.counted[] := '{}'::gateway.counted[];
     v_warnings text[];
 begin
     -- In SQL an absent bound passes every comparison: it has to be refused here or it would hold nothing.
@@ -913,6 +1075,1134 @@ begin
 end
 $$;
 
+-- Times are counted in bins, so that percentiles of any sum of rows come from the sum of their counts. A bin's upper end is 2^(1/4) of its lower
+-- end, and what is read back is its geometric middle: at most 9.1 % (2^(1/8)) off, or half a millisecond. Arrays hold the bins that
+-- are in use: PostgreSQL extends them at either end, and what lies between is null, which counts as 0.
+
+create function gateway.time_bin(p_ms integer) returns integer
+language plpgsql immutable parallel safe set search_path = ''
+as $$
+begin
+    return floor(ln(greatest(p_ms, 1)::double precision) * (4 / ln(2::double precision)) + 0.000000001)::integer;
+end
+$$;
+
+comment on function gateway.time_bin(integer) is 'The bin of a time in milliseconds: from 2^(bin/4) up to 2^((bin+1)/4). Whatever is less than a millisecond is in bin 0.';
+
+revoke all on function gateway.time_bin(integer) from public;
+
+create function gateway.time_of_bin(p_bin integer) returns integer
+language plpgsql immutable parallel safe set search_path = ''
+as $$
+begin
+    return round(power(2::double precision, (p_bin + 0.5) / 4))::integer;
+end
+$$;
+
+comment on function gateway.time_of_bin(integer) is 'The geometric middle of a bin, in milliseconds.';
+
+revoke all on function gateway.time_of_bin(integer) from public;
+
+create function gateway.add_counts(p_counts integer[], p_more integer[]) returns integer[]
+language plpgsql immutable parallel safe set search_path = ''
+as $$
+begin
+    if p_more is null or p_more = '{}' then
+        return p_counts;
+    elsif p_counts is null or p_counts = '{}' then
+        return p_more;
+    end if;
+    for v_bin in array_lower(p_more, 1) .. array_upper(p_more, 1) loop
+        if p_more[v_bin] is not null then
+            p_counts[v_bin] := coalesce(p_counts[v_bin], 0) + p_more[v_bin];
+        end if;
+    end loop;
+    return p_counts;
+end
+$$;
+
+comment on function gateway.add_counts(integer[], integer[]) is 'The sum of two rows of counts, bin by bin.';
+
+revoke all on function gateway.add_counts(integer[], integer[]) from public;
+
+create aggregate gateway.sum_counts (integer[]) (sfunc = gateway.add_counts, stype = integer[], initcond = '{}');
+
+comment on aggregate gateway.sum_counts (integer[]) is 'The sum of rows of counts, bin by bin.';
+
+revoke all on function gateway.sum_counts (integer[]) from public;
+
+create function gateway.describe_times(p_counts integer[], p_sum bigint, p_times bigint) returns jsonb
+language plpgsql immutable parallel safe set search_path = ''
+as $$
+declare
+    v_half bigint := (p_times + 1) / 2;
+    v_most bigint := (p_times * 95 + 99) / 100;
+    v_seen bigint := 0;
+    v_p50 integer;
+begin
+    if p_counts is null or p_counts = '{}' or p_times is null then
+        return '{"p50": null, "p95": null, "average": null}';
+    end if;
+    for v_bin in array_lower(p_counts, 1) .. array_upper(p_counts, 1) loop
+        v_seen := v_seen + coalesce(p_counts[v_bin], 0);
+        if v_p50 is null and v_seen >= v_half then
+            v_p50 := gateway.time_of_bin(v_bin);
+        end if;
+        if v_seen >= v_most then
+            return jsonb_build_object('p50', v_p50, 'p95', gateway.time_of_bin(v_bin), 'average', p_sum / p_times);
+        end if;
+    end loop;
+    return null;  -- counts that do not come to p_times
+end
+$$;
+
+comment on function gateway.describe_times(integer[], bigint, bigint) is 'The percentiles of counted times and their average, in milliseconds, given their sum and how many they are. Nulls where there are none.';
+
+revoke all on function gateway.describe_times(integer[], bigint, bigint) from public;
+
+create function gateway.bucket_lock(p_bucket timestamptz) returns bigint
+language plpgsql immutable parallel safe set search_path = ''
+as $$
+begin
+    return 5836::bigint << 32 | (extract(epoch from p_bucket - '2000-01-01 00:00+00'::timestamptz) / 900)::bigint;
+end
+$$;
+
+comment on function gateway.bucket_lock(timestamptz) is 'The advisory lock of a bucket: shared by those who add to it, exclusive to who closes it.';
+
+revoke all on function gateway.bucket_lock(timestamptz) from public;
+
+-- Holds the bucket's lock, shared, until its transaction ends, so that what it adds is either seen by the closing of the bucket, or finds it
+-- closed and is marked as late. The closing never waits for that lock, and takes no bucket before it is five minutes past: no settlement
+-- in time waits for it either. Relies on the isolation level read committed, which is that of every caller.
+create function gateway.merge_rollup(p_row gateway.usage_rollups, p_closing boolean default false) returns void
+language plpgsql set search_path = ''
+as $$
+begin
+    if not p_closing then
+        perform pg_advisory_xact_lock_shared(gateway.bucket_lock(p_row.bucket));
+        if p_row.bucket + interval '20 minutes' <= clock_timestamp() then
+            -- a statement after the lock, so that it sees a closing that has ended meanwhile
+            p_row.late := coalesce(p_row.bucket < (select c.closed_until from gateway.usage_closing as c), false);
+        end if;
+    end if;
+    insert into gateway.usage_rollups as r
+    select p_row.*
+    on conflict (customer_id, bucket, key_id, model_id, service_id, late) do update set
+        requests = r.requests + excluded.requests,
+        errors = r.errors + excluded.errors,
+        failures = r.failures + excluded.failures,
+        input_tokens = r.input_tokens + excluded.input_tokens,
+        cached_input_tokens = r.cached_input_tokens + excluded.cached_input_tokens,
+        cache_write_tokens = r.cache_write_tokens + excluded.cache_write_tokens,
+        audio_input_tokens = r.audio_input_tokens + excluded.audio_input_tokens,
+        image_input_tokens = r.image_input_tokens + excluded.image_input_tokens,
+        output_tokens = r.output_tokens + excluded.output_tokens,
+        reasoning_tokens = r.reasoning_tokens + excluded.reasoning_tokens,
+        audio_output_tokens = r.audio_output_tokens + excluded.audio_output_tokens,
+        image_output_tokens = r.image_output_tokens + excluded.image_output_tokens,
+        images = r.images + excluded.images,
+        total_tokens = r.total_tokens + excluded.total_tokens,
+        cost_usd = r.cost_usd + excluded.cost_usd,
+        charge_usd = r.charge_usd + excluded.charge_usd,
+        uncollected_usd = r.uncollected_usd + excluded.uncollected_usd,
+        latency_ms = r.latency_ms + excluded.latency_ms,
+        latencies = r.latencies + excluded.latencies,
+        time_to_first_token_ms = r.time_to_first_token_ms + excluded.time_to_first_token_ms,
+        first_tokens = r.first_tokens + excluded.first_tokens,
+        latency_counts = gateway.add_counts(r.latency_counts, excluded.latency_counts),
+        first_token_counts = gateway.add_counts(r.first_token_counts, excluded.first_token_counts),
+        last_request_at = greatest(r.last_request_at, excluded.last_request_at),
+        last_failure_at = greatest(r.last_failure_at, excluded.last_failure_at);
+end
+$$;
+
+comment on function gateway.merge_rollup(gateway.usage_rollups, boolean) is 'Adds a row to the rollups: as a late one where its bucket has been closed, unless it is the closing itself that adds it.';
+
+revoke all on function gateway.merge_rollup(gateway.usage_rollups, boolean) from public;
+
+create function gateway.add_to_rollup(
+    p_request gateway.requests, p_model_id bigint, p_service_id bigint, p_requests integer, p_errors integer, p_usage jsonb,
+    p_cost_usd numeric, p_charge_usd numeric, p_uncollected_usd numeric, p_latency_ms integer, p_time_to_first_token_ms integer default null
+) returns void
+language plpgsql set search_path = ''
+as $$
+declare
+    v_row gateway.usage_rollups;
+begin
+    v_row.bucket := gateway.rollup_bucket(p_request.admitted_at);
+    v_row.customer_id := p_request.customer_id;
+    v_row.key_id := p_request.key_id;
+    v_row.model_id := p_model_id;
+    v_row.service_id := coalesce(p_service_id, 0);
+    v_row.requests := p_requests;
+    v_row.errors := p_errors;
+    v_row.failures := 0;
+    v_row.input_tokens := coalesce((p_usage ->> 'input')::bigint, 0);
+    v_row.cached_input_tokens := coalesce((p_usage ->> 'cached_input')::bigint, 0);
+    v_row.cache_write_tokens := coalesce((p_usage ->> 'cache_write')::bigint, 0);
+    v_row.audio_input_tokens := coalesce((p_usage ->> 'audio_input')::bigint, 0);
+    v_row.image_input_tokens := coalesce((p_usage ->> 'image_input')::bigint, 0);
+    v_row.output_tokens := coalesce((p_usage ->> 'output')::bigint, 0);
+    v_row.reasoning_tokens := coalesce((p_usage ->> 'reasoning')::bigint, 0);
+    v_row.audio_output_tokens := coalesce((p_usage ->> 'audio_output')::bigint, 0);
+    v_row.image_output_tokens := coalesce((p_usage ->> 'image_output')::bigint, 0);
+    v_row.images := coalesce((p_usage ->> 'images')::bigint, 0);
+    v_row.total_tokens := gateway.total_tokens(p_usage);
+    v_row.cost_usd := p_cost_usd;
+    v_row.charge_usd := p_charge_usd;
+    v_row.uncollected_usd := p_uncollected_usd;
+    v_row.latency_ms := coalesce(p_latency_ms, 0);
+    v_row.latencies := num_nonnulls(p_latency_ms);
+    v_row.time_to_first_token_ms := coalesce(p_time_to_first_token_ms, 0);
+    v_row.first_tokens := num_nonnulls(p_time_to_first_token_ms);
+    v_row.latency_counts := case when p_latency_ms is null then '{}' else array_fill(1, array[1], array[gateway.time_bin(p_latency_ms)]) end;
+    v_row.first_token_counts := case when p_time_to_first_token_ms is null then '{}'
+        else array_fill(1, array[1], array[gateway.time_bin(p_time_to_first_token_ms)]) end;
+    v_row.last_request_at := p_request.admitted_at;
+    v_row.late := false;
+    perform gateway.merge_rollup(v_row);
+end
+$$;
+
+comment on function gateway.add_to_rollup(gateway.requests, bigint, bigint, integer, integer, jsonb, numeric, numeric, numeric, integer, integer) is 'Adds one request, or a correction of one, to its rollup.';
+
+revoke all on function gateway.add_to_rollup(gateway.requests, bigint, bigint, integer, integer, jsonb, numeric, numeric, numeric, integer, integer) from public;
+
+-- A request that the client got wrong says nothing of the service that refused it.
+create function gateway.add_failures(p_request gateway.requests, p_failed_routes jsonb) returns void
+language plpgsql set search_path = ''
+as $$
+declare
+    v_failed record;
+    v_row gateway.usage_rollups;
+begin
+    for v_failed in
+        select (r ->> 'service_id')::bigint as service_id, coalesce((r ->> 'model_id')::bigint, 0) as model_id, count(*) as failures
+        from jsonb_array_elements(p_failed_routes) as f
+        join jsonb_array_elements(p_request.routes) as r on r -> 'route_id' = f -> 'route_id'
+        where f ->> 'fault' is distinct from 'client'
+        group by 1, 2
+        order by 1, 2
+    loop
+        v_row := jsonb_populate_record(v_row, jsonb_build_object(
+            'requests', 0, 'errors', 0, 'failures', v_failed.failures,
+            'input_tokens', 0, 'cached_input_tokens', 0, 'cache_write_tokens', 0, 'audio_input_tokens', 0, 'image_input_tokens', 0,
+            'output_tokens', 0, 'reasoning_tokens', 0, 'audio_output_tokens', 0, 'image_output_tokens', 0, 'images', 0, 'total_tokens', 0,
+            'cost_usd', 0, 'charge_usd', 0, 'uncollected_usd', 0, 'latency_ms', 0, 'latencies', 0, 'time_to_first_token_ms', 0,
+            'first_tokens', 0,
+            'latency_counts', '{}', 'first_token_counts', '{}', 'late', false, 'bucket', gateway.rollup_bucket(p_request.admitted_at),
+            'customer_id', p_request.customer_id, 'key_id', p_request.key_id, 'model_id', v_failed.model_id, 'service_id', v_failed.service_id,
+            'last_request_at', p_request.admitted_at, 'last_failure_at', p_request.admitted_at));
+        perform gateway.merge_rollup(v_row);
+    end loop;
+end
+$$;
+
+comment on function gateway.add_failures(gateway.requests, jsonb) is 'Counts the routes that failed before a request ended, by their services.';
+
+revoke all on function gateway.add_failures(gateway.requests, jsonb) from public;
+
+-- api.settle_request: ends a request, once. Charges what was used at the prices that the route was admitted under, frees the hold,
+-- corrects the counters of the windows that admitted it, writes ledger and rollup.
+--
+-- p_settlement: {"request_id", "admitted_at", "outcome": succeeded | failed | cancelled | cut, "route_id": of the route that
+-- answered, "usage": tokens by disjoint class, or null if nothing is to be charged, "usage_estimated", "status", "error_code",
+-- "finish_reason", "latency_ms", "time_to_first_token_ms", "provider_request_id", "provider_cost_usd", "failed_routes"}.
+-- The whole of it in one document, so that a settlement that could not be made can be kept and replayed as it is.
+--
+-- Idempotent: a second call changes nothing and answers the same with "already": true. A hold that expired meanwhile is settled
+-- late, once, by an adjustment. Never fails for money: what the balance can't give is booked as uncollected_usd, and what a provider
+-- claims beyond all measure is cut to what the books can hold.
+-- {"status": "unknown_request"} where there is no such request.
+-- Locks, in this order: the request, its idempotency key, the limit counters (in key order), the account.
+-- Generic plans, as for api.admit_request: 1.5 -> 1.0 ms a call.
+create or replace function api.settle_request(p_settlement jsonb) returns jsonb
+language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan
+as $$
+declare
+    c_most_usd constant numeric := 9999999999.9999999999;
+    v_request gateway.requests;
+    v_first_model_id bigint;
+    v_usage jsonb := case when p_settlement -> 'usage' <> 'null' then gateway.tame_usage(p_settlement -> 'usage') end;
+    v_claimed_usd numeric := (p_settlement ->> 'provider_cost_usd')::numeric;
+    v_route jsonb;
+    v_tokens bigint;
+    v_late boolean;
+    v_exact_tokens numeric;
+    v_exact_fixed numeric;
+    v_commission numeric;
+    v_account gateway.accounts;
+    v_before numeric;
+    v_due numeric;
+    v_take numeric;
+    v_asked_again boolean := false;
+    v_outcome text := p_settlement ->> 'outcome';
+begin
+    select * into v_request
+    from gateway.requests
+    where id = p_settlement ->> 'request_id' and admitted_at = (p_settlement ->> 'admitted_at')::timestamptz and state <> 'refused'
+    for update;
+    if v_request.id is null then
+        return jsonb_build_object('status', 'unknown_request');
+    end if;
+    if v_request.state = 'settled' then
+        return gateway.describe_settlement(
+            v_request,
+            coalesce(v_request.input_tokens, 0) + coalesce(v_request.cached_input_tokens, 0) + coalesce(v_request.cache_write_tokens, 0)
+            + coalesce(v_request.audio_input_tokens, 0) + coalesce(v_request.image_input_tokens, 0) + coalesce(v_request.output_tokens, 0)
+            + coalesce(v_request.audio_output_tokens, 0) + coalesce(v_request.image_output_tokens, 0),
+            (select balance_usd from gateway.accounts where customer_id = v_request.customer_id),
+            true);
+    end if;
+    v_first_model_id := v_request.model_id;
+    v_late := v_request.state = 'expired';
+    v_before := v_request.collected_usd;  -- what an expired hold was charged, where the policy is to charge
+
+    if v_usage is not null then
+        select r into v_route
+        from jsonb_array_elements(v_request.routes) as r
+        where (r ->> 'route_id')::bigint = (p_settlement ->> 'route_id')::bigint;
+        if v_route is null then
+            raise exception 'request % was not admitted to this route', v_request.id using errcode = 'invalid_parameter_value';
+        end if;
+        v_exact_tokens := gateway.tokens_cost_usd(v_route -> 'prices', v_usage);
+        v_exact_fixed := gateway.fixed_cost_usd(v_route -> 'prices', v_usage);
+        v_commission := 1 + v_request.commission_percent * 0.01;
+        v_tokens := gateway.total_tokens(v_usage);
+        v_request.cost_usd := least(gateway.round_up_usd(v_exact_tokens + v_exact_fixed), c_most_usd);
+        v_request.charge_usd := least(gateway.round_up_usd(case v_request.billing_mode
+            when 'flat' then v_tokens * v_request.flat_usd_per_1k_tokens * 0.001 + v_exact_fixed * v_commission
+            else (v_exact_tokens + v_exact_fixed) * v_commission
+        end), c_most_usd);
+        v_request.model_id := (v_route ->> 'model_id')::bigint;
+        v_request.service_id := (v_route ->> 'service_id')::bigint;
+    else
+        v_tokens := 0;
+        v_request.cost_usd := 0;
+        v_request.charge_usd := 0;
+    end if;
+
+    perform set_config('gateway.engine', 'on', true);
+    if v_request.idempotency_key is not null then
+        -- Its own key, or one that its expiry freed and that nobody has taken since or has failed with. Kept when it is freed: a hold that
+        -- expired under it may still be charged, and must then be found by the next one who asks.
+        update gateway.idempotency_keys
+        set request_id = v_request.id, charged = v_usage is not null, freed = v_usage is null
+        where (key_id, idempotency_key) = (v_request.key_id, v_request.idempotency_key) and (request_id = v_request.id or freed);
+        -- or else the client has asked again meanwhile: it is not to pay twice
+        v_asked_again := not found and exists (
+            select from gateway.idempotency_keys as i
+            where (i.key_id, i.idempotency_key) = (v_request.key_id, v_request.idempotency_key)
+        );
+    end if;
+    if cardinality(v_request.counted) > 0 then
+        -- limits of a model or a service that did not answer get everything back; the first model keeps a failed request's count
+        perform gateway.correct_counters(array(
+            select (
+                x.subject, x.subject_id, x.model_id, x.per, x.window_start,
+                case when used.it then 0 else -x.requests end,
+                case when used.it then v_tokens else 0 end - x.tokens,
+                case when not used.it then 0 when x.subject = 'service' then v_request.cost_usd else v_request.charge_usd end - x.spend_usd
+            )::gateway.counted
+            from unnest(v_request.counted) as x
+            cross join lateral (
+                select case
+                    when x.subject = 'service' then x.subject_id is not distinct from v_request.service_id
+                    else x.model_id in (0, v_request.model_id)
+                end as it
+            ) as used
+        ));
+    end if;
+
+    select * into v_account from gateway.accounts where customer_id = v_request.customer_id for update;
+    v_due := v_request.charge_usd - v_before;
+    v_take := least(v_due, v_account.balance_usd - v_account.held_usd + case when v_late then 0 else v_request.hold_usd end);
+    if v_late and v_asked_again then
+        v_take := least(v_take, 0);
+    end if;
+    update gateway.accounts
+    set balance_usd = balance_usd - v_take, held_usd = held_usd - case when v_late then 0 else v_request.hold_usd end
+    where customer_id = v_request.customer_id
+    returning * into v_account;
+    if v_take <> 0 then
+        insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, request_id, actor)
+        values (v_request.customer_id, case when v_late then 'late_settlement' else 'charge' end, -v_take, v_account.balance_usd, v_request.id, 'gateway');
+    end if;
+    v_request.collected_usd := v_before + v_take;
+    v_request.uncollected_usd := v_request.charge_usd - v_request.collected_usd;
+
+    if v_late then  -- what its expiry counted
+        perform gateway.add_to_rollup(v_request, v_first_model_id, null, -1, -1, '{}', 0, -v_before, 0, null);
+    end if;
+    perform gateway.add_to_rollup(
+        v_request, v_request.model_id, v_request.service_id, 1, case when v_outcome = 'failed' then 1 else 0 end, coalesce(v_usage, '{}'),
+        v_request.cost_usd, v_request.charge_usd, v_request.uncollected_usd, (p_settlement ->> 'latency_ms')::integer,
+        (p_settlement ->> 'time_to_first_token_ms')::integer);
+    if p_settlement -> 'failed_routes' <> 'null' then
+        perform gateway.add_failures(v_request, p_settlement -> 'failed_routes');
+    end if;
+
+    update gateway.requests
+    set state = 'settled', outcome = v_outcome,
+        model_id = v_request.model_id, service_id = v_request.service_id,
+        cost_usd = v_request.cost_usd, charge_usd = v_request.charge_usd,
+        collected_usd = v_request.collected_usd, uncollected_usd = v_request.uncollected_usd,
+        input_tokens = (v_usage ->> 'input')::bigint, cached_input_tokens = (v_usage ->> 'cached_input')::bigint,
+        cache_write_tokens = (v_usage ->> 'cache_write')::bigint, audio_input_tokens = (v_usage ->> 'audio_input')::bigint,
+        image_input_tokens = (v_usage ->> 'image_input')::bigint, output_tokens = (v_usage ->> 'output')::bigint,
+        reasoning_tokens = (v_usage ->> 'reasoning')::bigint, audio_output_tokens = (v_usage ->> 'audio_output')::bigint,
+        image_output_tokens = (v_usage ->> 'image_output')::bigint, images = (v_usage ->> 'images')::bigint,
+        usage_estimated = coalesce((p_settlement ->> 'usage_estimated')::boolean, false),
+        failed_routes = nullif(p_settlement -> 'failed_routes', 'null'),
+        status = (p_settlement ->> 'status')::integer, error_code = p_settlement ->> 'error_code',
+        finish_reason = p_settlement ->> 'finish_reason',
+        latency_ms = (p_settlement ->> 'latency_ms')::integer,
+        time_to_first_token_ms = (p_settlement ->> 'time_to_first_token_ms')::integer,
+        provider_request_id = p_settlement ->> 'provider_request_id',
+        provider_cost_usd = case when abs(v_claimed_usd) <= c_most_usd then v_claimed_usd end,
+        settled_at = clock_timestamp()
+    where id = v_request.id and admitted_at = v_request.admitted_at;
+    perform set_config('gateway.engine', 'off', true);
+
+    return gateway.describe_settlement(v_request, v_tokens, v_account.balance_usd, false);
+end
+$$;
+
+-- gateway.fold_usage: adds rows of the rollups to usage_periods: to those of their customers or, with p_of_all, to everybody's.
+-- Its callers hold the row of usage_closing: nobody else writes here. Rows are summed by day first, and only then for every grouping.
+create function gateway.fold_usage(p_rows gateway.usage_rollups[], p_of_all boolean) returns void
+language plpgsql set search_path = ''
+as $$
+begin
+    insert into gateway.usage_periods as p (
+        customer_id, per, grouped_by, period, key_id, model_id, service_id,
+        requests, errors, failures, input_tokens, cached_input_tokens, cache_write_tokens, audio_input_tokens, image_input_tokens,
+        output_tokens, reasoning_tokens, audio_output_tokens, image_output_tokens, images, total_tokens, cost_usd, charge_usd,
+        uncollected_usd, latency_ms, latencies, time_to_first_token_ms, first_tokens, latency_counts, first_token_counts, last_request_at,
+        last_failure_at)
+    with by_day as materialized (
+        select
+            case when p_of_all then 0 else c.id end as customer_id,
+            case
+                when p_of_all then r.bucket at time zone 'UTC'
+                else date_trunc('day', r.bucket at time zone c.time_zone)
+            end as period,
+            case when p_of_all then 0 else r.key_id end as key_id,
+            r.model_id,
+            r.service_id,
+            sum(r.requests) as requests, sum(r.errors) as errors, sum(r.failures) as failures, sum(r.input_tokens) as input_tokens,
+            sum(r.cached_input_tokens) as cached_input_tokens, sum(r.cache_write_tokens) as cache_write_tokens,
+            sum(r.audio_input_tokens) as audio_input_tokens, sum(r.image_input_tokens) as image_input_tokens,
+            sum(r.output_tokens) as output_tokens, sum(r.reasoning_tokens) as reasoning_tokens,
+            sum(r.audio_output_tokens) as audio_output_tokens, sum(r.image_output_tokens) as image_output_tokens, sum(r.images) as images,
+            sum(r.total_tokens) as total_tokens, sum(r.cost_usd) as cost_usd, sum(r.charge_usd) as charge_usd,
+            sum(r.uncollected_usd) as uncollected_usd, sum(r.latency_ms) as latency_ms, sum(r.latencies) as latencies,
+            sum(r.time_to_first_token_ms) as time_to_first_token_ms, sum(r.first_tokens) as first_tokens,
+            gateway.sum_counts(r.latency_counts) as latency_counts, gateway.sum_counts(r.first_token_counts) as first_token_counts,
+            max(r.last_request_at) as last_request_at, max(r.last_failure_at) as last_failure_at
+        from unnest(p_rows) as r
+        join gateway.customers as c on c.id = r.customer_id
+        group by 1, 2, 3, 4, 5
+    ),
+    by_period as (
+        select v.per, d.customer_id, case v.per when 'quarter' then d.period else date_trunc(v.per, d.period) end as period,
+            d.key_id, d.model_id, d.service_id,
+            d.requests, d.errors, d.failures, d.input_tokens, d.cached_input_tokens, d.cache_write_tokens, d.audio_input_tokens,
+            d.image_input_tokens, d.output_tokens, d.reasoning_tokens, d.audio_output_tokens, d.image_output_tokens, d.images,
+            d.total_tokens, d.cost_usd, d.charge_usd, d.uncollected_usd, d.latency_ms, d.latencies, d.time_to_first_token_ms,
+            d.first_tokens, d.latency_counts, d.first_token_counts, d.last_request_at, d.last_failure_at
+        from by_day as d
+        join (values ('quarter', true), ('day', true), ('day', false), ('month', true), ('month', false)) as v (per, of_all)
+            on v.of_all = p_of_all
+    ),
+    grouped as (
+        select d.customer_id, d.per, d.period,
+            case grouping(d.key_id, d.model_id, d.service_id)
+                when 7 then 'all' when 3 then 'key' when 5 then 'model' when 6 then 'service' when 1 then 'key_model' when 2 then 'key_service'
+            end as grouped_by,
+            coalesce(d.key_id, 0) as key_id, coalesce(d.model_id, 0) as model_id, coalesce(d.service_id, 0) as service_id,
+            sum(d.requests) as requests, sum(d.errors) as errors, sum(d.failures) as failures, sum(d.input_tokens) as input_tokens,
+            sum(d.cached_input_tokens) as cached_input_tokens, sum(d.cache_write_tokens) as cache_write_tokens,
+            sum(d.audio_input_tokens) as audio_input_tokens, sum(d.image_input_tokens) as image_input_tokens,
+            sum(d.output_tokens) as output_tokens, sum(d.reasoning_tokens) as reasoning_tokens,
+            sum(d.audio_output_tokens) as audio_output_tokens, sum(d.image_output_tokens) as image_output_tokens, sum(d.images) as images,
+            sum(d.total_tokens) as total_tokens, sum(d.cost_usd) as cost_usd, sum(d.charge_usd) as charge_usd,
+            sum(d.uncollected_usd) as uncollected_usd, sum(d.latency_ms) as latency_ms, sum(d.latencies) as latencies,
+            sum(d.time_to_first_token_ms) as time_to_first_token_ms, sum(d.first_tokens) as first_tokens,
+            gateway.sum_counts(d.latency_counts) as latency_counts, gateway.sum_counts(d.first_token_counts) as first_token_counts,
+            max(d.last_request_at) as last_request_at, max(d.last_failure_at) as last_failure_at
+        from by_period as d
+        group by grouping sets (
+            (d.customer_id, d.per, d.period), (d.customer_id, d.per, d.period, d.key_id), (d.customer_id, d.per, d.period, d.model_id),
+            (d.customer_id, d.per, d.period, d.service_id), (d.customer_id, d.per, d.period, d.key_id, d.model_id),
+            (d.customer_id, d.per, d.period, d.key_id, d.service_id))
+    )
+    select g.customer_id, g.per, g.grouped_by, g.period, g.key_id, g.model_id, g.service_id,
+        g.requests, g.errors, g.failures, g.input_tokens, g.cached_input_tokens, g.cache_write_tokens, g.audio_input_tokens,
+        g.image_input_tokens, g.output_tokens, g.reasoning_tokens, g.audio_output_tokens, g.image_output_tokens, g.images, g.total_tokens,
+        g.cost_usd, g.charge_usd, g.uncollected_usd, g.latency_ms, g.latencies, g.time_to_first_token_ms, g.first_tokens, g.latency_counts,
+        g.first_token_counts, g.last_request_at, g.last_failure_at
+    from grouped as g
+    where not p_of_all or g.grouped_by in ('all', 'model', 'service')
+    on conflict (customer_id, per, grouped_by, period, key_id, model_id, service_id) do update set
+        requests = p.requests + excluded.requests,
+        errors = p.errors + excluded.errors,
+        failures = p.failures + excluded.failures,
+        input_tokens = p.input_tokens + excluded.input_tokens,
+        cached_input_tokens = p.cached_input_tokens + excluded.cached_input_tokens,
+        cache_write_tokens = p.cache_write_tokens + excluded.cache_write_tokens,
+        audio_input_tokens = p.audio_input_tokens + excluded.audio_input_tokens,
+        image_input_tokens = p.image_input_tokens + excluded.image_input_tokens,
+        output_tokens = p.output_tokens + excluded.output_tokens,
+        reasoning_tokens = p.reasoning_tokens + excluded.reasoning_tokens,
+        audio_output_tokens = p.audio_output_tokens + excluded.audio_output_tokens,
+        image_output_tokens = p.image_output_tokens + excluded.image_output_tokens,
+        images = p.images + excluded.images,
+        total_tokens = p.total_tokens + excluded.total_tokens,
+        cost_usd = p.cost_usd + excluded.cost_usd,
+        charge_usd = p.charge_usd + excluded.charge_usd,
+        uncollected_usd = p.uncollected_usd + excluded.uncollected_usd,
+        latency_ms = p.latency_ms + excluded.latency_ms,
+        latencies = p.latencies + excluded.latencies,
+        time_to_first_token_ms = p.time_to_first_token_ms + excluded.time_to_first_token_ms,
+        first_tokens = p.first_tokens + excluded.first_tokens,
+        latency_counts = gateway.add_counts(p.latency_counts, excluded.latency_counts),
+        first_token_counts = gateway.add_counts(p.first_token_counts, excluded.first_token_counts),
+        last_request_at = greatest(p.last_request_at, excluded.last_request_at),
+        last_failure_at = greatest(p.last_failure_at, excluded.last_failure_at);
+end
+$$;
+
+comment on function gateway.fold_usage(gateway.usage_rollups[], boolean) is 'Adds rows of the rollups to the closed tier.';
+
+revoke all on function gateway.fold_usage(gateway.usage_rollups[], boolean) from public;
+
+-- api.close_usage: adds the buckets that ended five minutes ago or earlier, and what has come late, to usage_periods, and deletes rollups older
+-- than the setting usage_detail_days. One transaction; at most a day of buckets and, from the second bucket on, p_limit rows, so that what was
+-- not closed for weeks is closed by as many calls: "behind" says that there is more to do. For the maintenance function, every minute.
+-- {"closed_until", "rows", "late", "deleted", "behind"}; {"busy": true, "behind": false} where another one is at it.
+-- Locks the row of usage_closing, and of each bucket its advisory lock; waits for nobody: what is in use is left for the next time.
+create function api.close_usage(p_limit integer default 20000) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    c_most_buckets constant integer := 96;
+    v_closing gateway.usage_closing;
+    v_due timestamptz := gateway.rollup_bucket(clock_timestamp() - interval '5 minutes');
+    v_until timestamptz;
+    v_kept_from timestamptz;
+    v_count bigint := 0;
+    v_rows gateway.usage_rollups[];
+    v_late gateway.usage_rollups[];
+    v_row gateway.usage_rollups;
+    v_deleted integer;
+begin
+    select * into v_closing from gateway.usage_closing for update skip locked;
+    if not found then
+        return jsonb_build_object('busy', true, 'behind', false);
+    end if;
+    v_until := v_closing.closed_until;
+    while v_until < v_due and v_until < v_closing.closed_until + c_most_buckets * interval '15 minutes' and v_count < p_limit
+        and pg_try_advisory_xact_lock(gateway.bucket_lock(v_until))
+    loop
+        v_count := v_count + (select count(*) from gateway.usage_rollups where bucket = v_until);
+        v_until := v_until + interval '15 minutes';
+    end loop;
+
+    perform set_config('gateway.engine', 'on', true);
+    v_rows := array(
+        select r from gateway.usage_rollups as r where r.bucket >= v_closing.closed_until and r.bucket < v_until and not r.late
+    );
+    with gone as (
+        delete from gateway.usage_rollups as r
+        where r.ctid = any (array(select l.ctid from gateway.usage_rollups as l where l.late limit p_limit for update skip locked))
+        returning r as late_row
+    )
+    select coalesce(array_agg(late_row), '{}') into v_late from gone;
+    foreach v_row in array v_late loop
+        v_row.late := false;
+        perform gateway.merge_rollup(v_row, p_closing => true);
+    end loop;
+    perform gateway.fold_usage(v_rows || v_late, of_all) from (values (false), (true)) as v (of_all);
+    insert into gateway.key_days as d (day, customer_id, key_id, requests, total_tokens, charge_usd)
+    select (r.bucket at time zone 'UTC')::date, r.customer_id, r.key_id, sum(r.requests), sum(r.total_tokens), sum(r.charge_usd)
+    from unnest(v_rows || v_late) as r
+    group by 1, 2, 3
+    on conflict (day, customer_id, key_id) do update set
+        requests = d.requests + excluded.requests,
+        total_tokens = d.total_tokens + excluded.total_tokens,
+        charge_usd = d.charge_usd + excluded.charge_usd;
+
+    -- never what is not closed yet
+    select greatest(v_closing.kept_from, case
+        when s.usage_detail_days is not null
+        then least(date_trunc('day', now() - make_interval(days => s.usage_detail_days), 'UTC'), v_until)
+    end)
+    into v_kept_from
+    from gateway.settings as s;
+    delete from gateway.usage_rollups
+    where ctid = any (array(
+        select r.ctid from gateway.usage_rollups as r
+        where r.bucket < v_kept_from and not r.late
+        order by r.bucket
+        limit p_limit
+        for update skip locked
+    ));
+    get diagnostics v_deleted = row_count;
+    delete from gateway.usage_periods where per = 'quarter' and period < v_kept_from at time zone 'UTC';
+    delete from gateway.key_days where day < (v_kept_from at time zone 'UTC')::date;
+    update gateway.usage_closing set closed_until = v_until, kept_from = v_kept_from;
+    perform set_config('gateway.engine', 'off', true);
+    return jsonb_build_object(
+        'closed_until', v_until, 'rows', cardinality(v_rows), 'late', cardinality(v_late), 'deleted', v_deleted,
+        'behind', (v_until < v_due and v_until > v_closing.closed_until) or cardinality(v_late) >= p_limit or v_deleted >= p_limit);
+end
+$$;
+
+revoke all on function api.close_usage(integer) from public;
+
+grant execute on function api.close_usage(integer) to service_role;
+
+comment on function api.close_usage(integer) is 'Adds the quarters of an hour that are over to the sums by day and month; the maintenance function calls it every minute.';
+
+-- A customer's days are those of its zone. When that changes, they are made anew as far back as there are rollups; older days, and the
+-- months that they are in, stay as they were closed. Waits for a closing that is under way.
+create function gateway.move_usage_to_zone() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_engine text := coalesce(current_setting('gateway.engine', true), '');
+    v_closing gateway.usage_closing;
+    v_first date;
+    v_from timestamptz;
+begin
+    select * into v_closing from gateway.usage_closing for update;
+    perform set_config('gateway.engine', 'on', true);
+    -- the first day of the old zone that is in the rollups whole
+    v_first := case when isfinite(v_closing.kept_from) then (v_closing.kept_from at time zone old.time_zone)::date + 1 else '-infinity' end;
+    delete from gateway.usage_periods where customer_id = new.id and per = 'day' and period >= v_first;
+    v_from := (
+        select min(bucket) from gateway.usage_rollups where customer_id = new.id and (bucket at time zone old.time_zone)::date >= v_first
+    );
+    while v_from < v_closing.closed_until loop
+        perform gateway.fold_usage(array(
+            select r
+            from gateway.usage_rollups as r
+            where r.customer_id = new.id and r.bucket >= v_from and r.bucket < least(v_from + interval '7 days', v_closing.closed_until)
+                and not r.late
+        ), false);
+        v_from := v_from + interval '7 days';
+    end loop;
+    -- months are what their days come to
+    delete from gateway.usage_periods where customer_id = new.id and per = 'month';
+    insert into gateway.usage_periods (
+        customer_id, per, grouped_by, period, key_id, model_id, service_id,
+        requests, errors, failures, input_tokens, cached_input_tokens, cache_write_tokens, audio_input_tokens, image_input_tokens,
+        output_tokens, reasoning_tokens, audio_output_tokens, image_output_tokens, images, total_tokens, cost_usd, charge_usd,
+        uncollected_usd, latency_ms, latencies, time_to_first_token_ms, first_tokens, latency_counts, first_token_counts, last_request_at,
+        last_failure_at)
+    select d.customer_id, 'month', d.grouped_by, date_trunc('month', d.period), d.key_id, d.model_id, d.service_id,
+        sum(d.requests) as requests, sum(d.errors) as errors, sum(d.failures) as failures, sum(d.input_tokens) as input_tokens,
+        sum(d.cached_input_tokens) as cached_input_tokens, sum(d.cache_write_tokens) as cache_write_tokens,
+        sum(d.audio_input_tokens) as audio_input_tokens, sum(d.image_input_tokens) as image_input_tokens,
+        sum(d.output_tokens) as output_tokens, sum(d.reasoning_tokens) as reasoning_tokens,
+        sum(d.audio_output_tokens) as audio_output_tokens, sum(d.image_output_tokens) as image_output_tokens, sum(d.images) as images,
+        sum(d.total_tokens) as total_tokens, sum(d.cost_usd) as cost_usd, sum(d.charge_usd) as charge_usd,
+        sum(d.uncollected_usd) as uncollected_usd, sum(d.latency_ms) as latency_ms, sum(d.latencies) as latencies,
+        sum(d.time_to_first_token_ms) as time_to_first_token_ms, sum(d.first_tokens) as first_tokens,
+        gateway.sum_counts(d.latency_counts) as latency_counts, gateway.sum_counts(d.first_token_counts) as first_token_counts,
+        max(d.last_request_at) as last_request_at, max(d.last_failure_at) as last_failure_at
+    from gateway.usage_periods as d
+    where d.customer_id = new.id and d.per = 'day'
+    group by d.customer_id, d.grouped_by, date_trunc('month', d.period), d.key_id, d.model_id, d.service_id;
+    perform set_config('gateway.engine', v_engine, true);
+    return null;
+end
+$$;
+
+comment on function gateway.move_usage_to_zone() is 'Trigger: the closed days and months of a customer whose time zone changes are made anew.';
+
+revoke all on function gateway.move_usage_to_zone() from public;
+
+create trigger move_usage_to_zone after update of time_zone on gateway.customers
+    for each row when (old.time_zone is distinct from new.time_zone) execute function gateway.move_usage_to_zone();
+
+create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.usage_periods
+    for each statement execute function gateway.refuse_hand_edit();
+
+create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.key_days
+    for each statement execute function gateway.refuse_hand_edit();
+
+create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.usage_closing
+    for each statement execute function gateway.refuse_hand_edit();
+
+create function gateway.find_live_usage(p_customer_id bigint, p_from timestamptz, p_live_from timestamptz, p_to timestamptz)
+returns setof gateway.usage_rollups
+language plpgsql stable set search_path = '' rows 100
+as $$
+begin
+    if p_customer_id is null then
+        return query select * from gateway.usage_rollups where bucket >= p_live_from and bucket < p_to;
+        return query select * from gateway.usage_rollups where late and bucket >= p_from and bucket < p_live_from;
+    else
+        return query select * from gateway.usage_rollups where customer_id = p_customer_id and bucket >= p_live_from and bucket < p_to;
+        return query select * from gateway.usage_rollups where customer_id = p_customer_id and late and bucket >= p_from and bucket < p_live_from;
+    end if;
+end
+$$;
+
+comment on function gateway.find_live_usage(bigint, timestamptz, timestamptz, timestamptz) is 'Rollups from p_live_from up to p_to and, of those before it, the late ones from p_from on; of one customer, or null: of all.';
+
+revoke all on function gateway.find_live_usage(bigint, timestamptz, timestamptz, timestamptz) from public;
+
+-- gateway.find_usage: rows that come to the usage of a customer (null: of all) from p_from up to p_to, both of which have to be ends of a
+-- p_per (hour, day, month) in p_time_zone. Days and months of the customer's own zone (UTC for all) come from usage_periods and, since the last closing, from
+-- usage_rollups; everything else comes from quarters of an hour, as far back as these are kept. A row is of a day or month, whose start by
+-- the clock of the zone is its period, or of a quarter of an hour, whose start in UTC it is. Exact at any time: it is one snapshot.
+create function gateway.find_usage(
+    p_customer_id bigint, p_key_id bigint, p_per text, p_grouped_by text, p_time_zone text, p_from timestamptz, p_to timestamptz
+) returns setof gateway.usage_periods
+language plpgsql stable set search_path = '' rows 100
+as $$
+declare
+    v_closed_until timestamptz := coalesce((select closed_until from gateway.usage_closing), '-infinity');
+    v_own_zone text := coalesce((select time_zone from gateway.customers where id = p_customer_id), 'UTC');
+    v_live_from timestamptz := p_from;
+begin
+    if p_per <> 'hour' and p_time_zone = v_own_zone then
+        return query
+        select *
+        from gateway.usage_periods
+        where customer_id = coalesce(p_customer_id, 0) and per = p_per and grouped_by = p_grouped_by
+            and period >= p_from at time zone p_time_zone and period < p_to at time zone p_time_zone
+            and (p_key_id is null or key_id = p_key_id);
+        v_live_from := greatest(p_from, v_closed_until);
+    elsif p_customer_id is null then
+        return query
+        select *
+        from gateway.usage_periods
+        where customer_id = 0 and per = 'quarter' and grouped_by = p_grouped_by
+            and period >= p_from at time zone 'UTC' and period < p_to at time zone 'UTC';
+        v_live_from := greatest(p_from, v_closed_until);
+    end if;
+    return query
+    select coalesce(p_customer_id, 0), 'quarter', p_grouped_by, r.bucket at time zone 'UTC', r.key_id, r.model_id, r.service_id,
+        r.requests, r.errors, r.failures, r.input_tokens, r.cached_input_tokens, r.cache_write_tokens, r.audio_input_tokens,
+        r.image_input_tokens, r.output_tokens, r.reasoning_tokens, r.audio_output_tokens, r.image_output_tokens, r.images, r.total_tokens,
+        r.cost_usd, r.charge_usd, r.uncollected_usd, r.latency_ms, r.latencies, r.time_to_first_token_ms, r.first_tokens, r.latency_counts,
+        r.first_token_counts, r.last_request_at, r.last_failure_at
+    from gateway.find_live_usage(p_customer_id, p_from, v_live_from, p_to) as r
+    where p_key_id is null or r.key_id = p_key_id;
+end
+$$;
+
+comment on function gateway.find_usage(bigint, bigint, text, text, text, timestamptz, timestamptz) is 'Rows that come to the usage of a time: closed ones and what has come since.';
+
+revoke all on function gateway.find_usage(bigint, bigint, text, text, text, timestamptz, timestamptz) from public;
+
+-- Midnight may be skipped or come twice where clocks change; noon does not.
+create function gateway.day_start(p_day timestamp, p_time_zone text) returns timestamptz
+language plpgsql stable parallel safe set search_path = ''
+as $$
+begin
+    return date_trunc('day', (date_trunc('day', p_day) + interval '12 hours') at time zone p_time_zone, p_time_zone);
+end
+$$;
+
+comment on function gateway.day_start(timestamp, text) is 'The first moment of a day in a time zone.';
+
+revoke all on function gateway.day_start(timestamp, text) from public;
+
+-- api.read_usage: usage by hour, day or month. p_customer_id null: of all customers. p_key_id: of one key alone, which has to be the customer's.
+-- Every interval that any moment from p_from up to p_to lies in, whole, oldest first; those in which nothing was used are there too, with
+-- zeros; grouped, each group that occurs at all has a row for each interval. p_group_by: model | key | provider (requests that no provider
+-- answered are in the group null); by key only of one customer. p_time_zone: null for the customer's (UTC for all).
+--
+-- [{"start", "end", "group": a model's name, a key's prefix or a provider, "group_id": the model's or key's id, "requests": that have ended,
+-- "errors": of these, failed or expired, "tokens": {by class, and images}, "total_tokens", "cost_usd", "charge_usd", "uncollected_usd",
+-- "latency_ms": {"p50", "p95", "average"}, "time_to_first_token_ms": {the same}}]
+-- Percentiles are at most 9.1 % off, and null where there is nothing. p_for_customer: the cost is null in flat mode.
+-- Hours, and days in any other zone than the customer's own, are known as far back as the setting usage_detail_days. Where a customer has
+-- changed its zone, days from before that time are those of the old one.
+-- Costs what the intervals and groups are, however many requests there were. Reads only.
+create function api.read_usage(
+    p_from timestamptz, p_to timestamptz, p_interval text, p_customer_id bigint default null, p_key_id bigint default null,
+    p_group_by text default null, p_time_zone text default null, p_for_customer boolean default false
+) returns jsonb
+language plpgsql stable security definer set search_path = '' set plan_cache_mode = force_generic_plan
+as $$
+declare
+    c_most_intervals constant integer := 10000;
+    v_time_zone text := coalesce(p_time_zone, (select c.time_zone from gateway.customers as c where c.id = p_customer_id), 'UTC');
+    v_from timestamptz;
+    v_to timestamptz;
+    v_grouped_by text;
+    v_show_cost boolean := not p_for_customer or (select s.billing_mode = 'markup' from gateway.settings as s);
+    v_found jsonb;
+begin
+    if p_interval is null or p_interval not in ('hour', 'day', 'month') or p_group_by not in ('model', 'key', 'provider')
+        or p_from is null or p_to is null or not (isfinite(p_from) and isfinite(p_to))
+        or (p_customer_id is null and (p_group_by = 'key' or p_key_id is not null))
+        or p_to - p_from > c_most_intervals * (case p_interval when 'hour' then interval '1 hour' else interval '1 day' end)
+    then
+        raise exception 'no such interval, grouping or time' using errcode = 'invalid_parameter_value';
+    end if;
+    if p_from >= p_to then
+        return '[]';
+    end if;
+    v_from := gateway.window_start(p_interval, p_from, v_time_zone);
+    v_to := gateway.window_end(p_interval, gateway.window_start(p_interval, p_to - interval '1 microsecond', v_time_zone), v_time_zone);
+    v_grouped_by := case
+        when p_group_by is null then case when p_key_id is null then 'all' else 'key' end
+        when p_group_by = 'key' then 'key'
+        else case when p_key_id is null then '' else 'key_' end || case p_group_by when 'provider' then 'service' else 'model' end
+    end;
+
+    with starts as (
+        select distinct date_trunc('hour', q, v_time_zone) as start
+        from generate_series(v_from, v_to - interval '15 minutes', interval '15 minutes') as q
+        where p_interval = 'hour'
+        union all
+        select gateway.day_start(d, v_time_zone)
+        from generate_series(date_trunc(p_interval, v_from at time zone v_time_zone), (v_to - interval '1 microsecond') at time zone v_time_zone,
+                             ('1 ' || p_interval)::interval) as d
+        where p_interval <> 'hour'
+    ),
+    intervals as (
+        select start, coalesce(lead(start) over (order by start), v_to) as stop from starts
+    ),
+    found as materialized (
+        select
+            case
+                when u.per = 'quarter' then gateway.window_start(p_interval, u.period at time zone 'UTC', v_time_zone)
+                else gateway.day_start(u.period, v_time_zone)
+            end as start,
+            case p_group_by when 'model' then u.model_id when 'key' then u.key_id else 0 end as group_id,
+            case when p_group_by = 'provider' then s.provider end as provider,
+            sum(u.requests) as requests, sum(u.errors) as errors, sum(u.failures) as failures, sum(u.input_tokens) as input_tokens,
+            sum(u.cached_input_tokens) as cached_input_tokens, sum(u.cache_write_tokens) as cache_write_tokens,
+            sum(u.audio_input_tokens) as audio_input_tokens, sum(u.image_input_tokens) as image_input_tokens,
+            sum(u.output_tokens) as output_tokens, sum(u.reasoning_tokens) as reasoning_tokens,
+            sum(u.audio_output_tokens) as audio_output_tokens, sum(u.image_output_tokens) as image_output_tokens, sum(u.images) as images,
+            sum(u.total_tokens) as total_tokens, sum(u.cost_usd) as cost_usd, sum(u.charge_usd) as charge_usd,
+            sum(u.uncollected_usd) as uncollected_usd, sum(u.latency_ms) as latency_ms, sum(u.latencies) as latencies,
+            sum(u.time_to_first_token_ms) as time_to_first_token_ms, sum(u.first_tokens) as first_tokens,
+            gateway.sum_counts(u.latency_counts) as latency_counts, gateway.sum_counts(u.first_token_counts) as first_token_counts,
+            max(u.last_request_at) as last_request_at, max(u.last_failure_at) as last_failure_at
+        from gateway.find_usage(p_customer_id, p_key_id, p_interval, v_grouped_by, v_time_zone, v_from, v_to) as u
+        left join gateway.services as s on p_group_by = 'provider' and s.id = u.service_id
+        group by 1, 2, 3
+    ),
+    groups as (
+        select g.group_id, coalesce(m.name, k.prefix, g.provider) as name
+        from (
+            select distinct f.group_id, f.provider from found as f
+            union
+            select 0, null where p_group_by is null
+        ) as g
+        left join gateway.models as m on p_group_by = 'model' and m.id = g.group_id
+        left join gateway.api_keys as k on p_group_by = 'key' and k.id = g.group_id
+    )
+    select coalesce(jsonb_agg(
+        jsonb_build_object(
+            'start', i.start, 'end', i.stop, 'group', g.name, 'group_id', nullif(g.group_id, 0),
+            'requests', coalesce(f.requests, 0), 'errors', coalesce(f.errors, 0),
+            'tokens', jsonb_build_object(
+                'input', coalesce(f.input_tokens, 0), 'cached_input', coalesce(f.cached_input_tokens, 0),
+                'cache_write', coalesce(f.cache_write_tokens, 0), 'audio_input', coalesce(f.audio_input_tokens, 0),
+                'image_input', coalesce(f.image_input_tokens, 0), 'output', coalesce(f.output_tokens, 0),
+                'reasoning', coalesce(f.reasoning_tokens, 0), 'audio_output', coalesce(f.audio_output_tokens, 0),
+                'image_output', coalesce(f.image_output_tokens, 0), 'images', coalesce(f.images, 0)),
+            'total_tokens', coalesce(f.total_tokens, 0),
+            'cost_usd', case when v_show_cost then gateway.show_usd(coalesce(f.cost_usd, 0)) end,
+            'charge_usd', gateway.show_usd(coalesce(f.charge_usd, 0)),
+            'uncollected_usd', gateway.show_usd(coalesce(f.uncollected_usd, 0)),
+            'latency_ms', gateway.describe_times(f.latency_counts, f.latency_ms::bigint, f.latencies::bigint),
+            'time_to_first_token_ms', gateway.describe_times(f.first_token_counts, f.time_to_first_token_ms::bigint, f.first_tokens::bigint))
+        order by i.start, g.name nulls last, g.group_id
+    ), '[]')
+    into v_found
+    from intervals as i
+    cross join groups as g
+    left join found as f on f.start = i.start and f.group_id = g.group_id
+        and (p_group_by is distinct from 'provider' or f.provider is not distinct from g.name);
+    return v_found;
+end
+$$;
+
+revoke all on function api.read_usage(timestamptz, timestamptz, text, bigint, bigint, text, text, boolean) from public;
+
+grant execute on function api.read_usage(timestamptz, timestamptz, text, bigint, bigint, text, text, boolean) to service_role;
+
+comment on function api.read_usage(timestamptz, timestamptz, text, bigint, bigint, text, text, boolean) is 'Usage by hour, day or month, as a whole or by model, key or provider.';
+
+-- api.read_monitor: what a customer (or one key of it) has used: ever, today and this month, by the customer's clock.
+-- {"total_requests", "total_tokens", "total_charge_usd", "requests_today", …, "requests_this_month", …, "average_tokens_per_request",
+-- "most_used_model": this month's by requests, or if there were none, ever's, "last_request_time", "average_latency_ms": this month's, "latency_ms",
+-- "time_to_first_token_ms": percentiles, this month's, "input_tokens", "output_tokens": of all classes, ever, "errors", "cost_usd",
+-- "cost_today_usd", "cost_this_month_usd": null in flat mode}; null where there is no such customer. Requests that still run are not in it.
+-- Reads the months that there are, and what came since the last closing.
+create function api.read_monitor(p_customer_id bigint, p_key_id bigint default null) returns jsonb
+language plpgsql stable security definer set search_path = '' set plan_cache_mode = force_generic_plan
+as $$
+declare
+    v_time_zone text := (select time_zone from gateway.customers where id = p_customer_id);
+    v_show_cost boolean := (select billing_mode = 'markup' from gateway.settings);
+    v_day timestamptz := gateway.window_start('day', now(), v_time_zone);
+    v_month timestamptz := gateway.window_start('month', now(), v_time_zone);
+    v_model text;
+    v_found jsonb;
+begin
+    if v_time_zone is null then
+        return null;
+    end if;
+    select m.name into v_model
+    from (
+        select u.model_id, coalesce(sum(u.requests) filter (where x.this_month), 0) as this_month, sum(u.requests) as ever
+        from gateway.find_usage(p_customer_id, p_key_id, 'month', case when p_key_id is null then 'model' else 'key_model' end, v_time_zone,
+                                '-infinity', 'infinity') as u
+        cross join lateral (
+            select case u.per when 'quarter' then u.period at time zone 'UTC' >= v_month else u.period >= v_month at time zone v_time_zone end as this_month
+        ) as x
+        group by u.model_id
+    ) as used
+    join gateway.models as m on m.id = used.model_id
+    order by used.this_month desc, used.ever desc, m.id
+    limit 1;
+
+    with used as (
+        select 'ever' as time, u.*
+        from gateway.find_usage(p_customer_id, p_key_id, 'month', case when p_key_id is null then 'all' else 'key' end, v_time_zone,
+                                '-infinity', 'infinity') as u
+        union all
+        select 'day', u.*
+        from gateway.find_usage(p_customer_id, p_key_id, 'day', case when p_key_id is null then 'all' else 'key' end, v_time_zone,
+                                v_day, gateway.window_end('day', v_day, v_time_zone)) as u
+    ),
+    timed as materialized (
+        select u.*, u.time = 'ever' as ever, u.time = 'day' as day,
+            u.time = 'ever' and case u.per
+                when 'quarter' then u.period at time zone 'UTC' >= v_month
+                else u.period >= v_month at time zone v_time_zone
+            end as month
+        from used as u
+    ),
+    sums as (
+        select
+            coalesce(sum(requests) filter (where ever), 0) as requests, coalesce(sum(requests) filter (where month), 0) as requests_month,
+            coalesce(sum(requests) filter (where day), 0) as requests_day,
+            coalesce(sum(total_tokens) filter (where ever), 0) as tokens, coalesce(sum(total_tokens) filter (where month), 0) as tokens_month,
+            coalesce(sum(total_tokens) filter (where day), 0) as tokens_day,
+            coalesce(sum(charge_usd) filter (where ever), 0) as charge, coalesce(sum(charge_usd) filter (where month), 0) as charge_month,
+            coalesce(sum(charge_usd) filter (where day), 0) as charge_day,
+            coalesce(sum(cost_usd) filter (where ever), 0) as cost, coalesce(sum(cost_usd) filter (where month), 0) as cost_month,
+            coalesce(sum(cost_usd) filter (where day), 0) as cost_day,
+            coalesce(sum(errors) filter (where ever), 0) as errors,
+            coalesce(sum(output_tokens + audio_output_tokens + image_output_tokens) filter (where ever), 0) as output_tokens,
+            sum(latency_ms) filter (where month) as latency_ms, sum(latencies) filter (where month) as latencies,
+            gateway.sum_counts(latency_counts) filter (where month) as latency_counts,
+            sum(time_to_first_token_ms) filter (where month) as first_token_ms, sum(first_tokens) filter (where month) as first_tokens,
+            gateway.sum_counts(first_token_counts) filter (where month) as first_token_counts,
+            max(last_request_at) as last_request_at
+        from timed
+    )
+    select jsonb_build_object(
+        'total_requests', requests, 'total_tokens', tokens, 'total_charge_usd', gateway.show_usd(charge),
+        'requests_today', requests_day, 'tokens_today', tokens_day, 'charge_today_usd', gateway.show_usd(charge_day),
+        'requests_this_month', requests_month, 'tokens_this_month', tokens_month, 'charge_this_month_usd', gateway.show_usd(charge_month),
+        'average_tokens_per_request', coalesce(round(tokens / nullif(requests, 0), 2), 0),
+        'most_used_model', v_model,
+        'last_request_time', last_request_at,
+        'average_latency_ms', round(latency_ms / nullif(latencies, 0), 1),
+        'latency_ms', gateway.describe_times(latency_counts, latency_ms::bigint, latencies::bigint),
+        'time_to_first_token_ms', gateway.describe_times(first_token_counts, first_token_ms::bigint, first_tokens::bigint),
+        'input_tokens', tokens - output_tokens, 'output_tokens', output_tokens, 'errors', errors,
+        'cost_usd', case when v_show_cost then gateway.show_usd(cost) end,
+        'cost_today_usd', case when v_show_cost then gateway.show_usd(cost_day) end,
+        'cost_this_month_usd', case when v_show_cost then gateway.show_usd(cost_month) end)
+    into v_found
+    from sums;
+    return v_found;
+end
+$$;
+
+revoke all on function api.read_monitor(bigint, bigint) from public;
+
+grant execute on function api.read_monitor(bigint, bigint) to service_role;
+
+comment on function api.read_monitor(bigint, bigint) is 'What a customer or a key has used: ever, today and this month.';
+
+-- api.read_totals: what a customer has used, ever: {"input_tokens", "output_tokens": of all classes, "total_tokens", "cost_usd", "charge_usd"};
+-- null where there is no such customer. The cost is told in flat mode too. Reads the months that there are, and what came since the last closing.
+create function api.read_totals(p_customer_id bigint) returns jsonb
+language plpgsql stable security definer set search_path = '' set plan_cache_mode = force_generic_plan
+as $$
+begin
+    return (
+        select jsonb_build_object(
+            'input_tokens', t.tokens - t.output_tokens, 'output_tokens', t.output_tokens, 'total_tokens', t.tokens,
+            'cost_usd', gateway.show_usd(t.cost), 'charge_usd', gateway.show_usd(t.charge))
+        from gateway.customers as c
+        cross join lateral (
+            select coalesce(sum(u.total_tokens), 0) as tokens,
+                coalesce(sum(u.output_tokens + u.audio_output_tokens + u.image_output_tokens), 0) as output_tokens,
+                coalesce(sum(u.cost_usd), 0) as cost, coalesce(sum(u.charge_usd), 0) as charge
+            from gateway.find_usage(c.id, null, 'month', 'all', c.time_zone, '-infinity', 'infinity') as u
+        ) as t
+        where c.id = p_customer_id
+    );
+end
+$$;
+
+revoke all on function api.read_totals(bigint) from public;
+
+grant execute on function api.read_totals(bigint) to service_role;
+
+comment on function api.read_totals(bigint) is 'What a customer has used, ever.';
+
+-- api.read_admin_monitor: the whole system today, by UTC. {"total_users", "active_users_today", "total_requests_today", "total_tokens_today",
+-- "total_charge_today_usd", "cost_today_usd", "margin_today_usd": what was collected less the cost, "uncollected_today_usd", "errors_today",
+-- "refusals_today", "top_users_by_usage": the ten keys with the most tokens today, "recent_activity": the last ten requests of the last 31 days, "providers": the services that are
+-- not deleted, with today's attempts, failures and percentiles of latency of what they answered, "held": what runs now}.
+-- Requests count when they have ended, on the day on which they were admitted. Costs the same however long the log is. Reads only.
+create function api.read_admin_monitor() returns jsonb
+language plpgsql stable security definer set search_path = '' set plan_cache_mode = force_generic_plan
+as $$
+declare
+    v_day timestamptz := date_trunc('day', now(), 'UTC');
+    v_local timestamp := v_day at time zone 'UTC';
+    v_closed_until timestamptz := coalesce((select closed_until from gateway.usage_closing), '-infinity');
+    v_since timestamptz := greatest(v_closed_until, v_day);
+    v_live gateway.usage_rollups[];
+    v_found jsonb;
+begin
+    v_live := array(select r from gateway.find_live_usage(null, v_day, v_since, 'infinity') as r);
+
+    select jsonb_build_object(
+        'total_users', (select count(*) from gateway.customers),
+        'active_users_today', (
+            select count(*)
+            from (
+                select customer_id from gateway.key_days where day = v_local::date and requests > 0
+                union
+                select customer_id from unnest(v_live) where requests > 0
+            ) as active
+        ),
+        'total_requests_today', coalesce(sum(u.requests), 0),
+        'total_tokens_today', coalesce(sum(u.total_tokens), 0),
+        'total_charge_today_usd', gateway.show_usd(coalesce(sum(u.charge_usd), 0)),
+        'cost_today_usd', gateway.show_usd(coalesce(sum(u.cost_usd), 0)),
+        'margin_today_usd', gateway.show_usd(coalesce(sum(u.charge_usd - u.uncollected_usd - u.cost_usd), 0)),
+        'uncollected_today_usd', gateway.show_usd(coalesce(sum(u.uncollected_usd), 0)),
+        'errors_today', coalesce(sum(u.errors), 0),
+        'refusals_today', (select coalesce(sum(refusals), 0) from gateway.refusal_rollups where bucket >= v_day))
+    into v_found
+    from (
+        select requests, total_tokens, charge_usd, cost_usd, uncollected_usd, errors
+        from gateway.usage_periods
+        where customer_id = 0 and per = 'day' and grouped_by = 'all' and period = v_local
+        union all
+        select requests, total_tokens, charge_usd, cost_usd, uncollected_usd, errors from unnest(v_live)
+    ) as u;
+
+    v_found := v_found || jsonb_build_object('top_users_by_usage', (
+        -- The ten at the last closing and whoever came since: nobody else can be among the first ten.
+        with live as (
+            select customer_id, key_id, sum(requests) as requests, sum(total_tokens) as total_tokens, sum(charge_usd) as charge_usd
+            from unnest(v_live)
+            group by 1, 2
+        ),
+        candidates as (
+            (select customer_id, key_id from gateway.key_days where day = v_local::date order by total_tokens desc limit 10)
+            union
+            select customer_id, key_id from live
+        ),
+        used as (
+            select c.customer_id, c.key_id,
+                coalesce(d.requests, 0) + coalesce(l.requests, 0) as requests,
+                coalesce(d.total_tokens, 0) + coalesce(l.total_tokens, 0) as total_tokens,
+                coalesce(d.charge_usd, 0) + coalesce(l.charge_usd, 0) as charge_usd
+            from candidates as c
+            left join gateway.key_days as d on d.day = v_local::date and d.customer_id = c.customer_id and d.key_id = c.key_id
+            left join live as l on l.customer_id = c.customer_id and l.key_id = c.key_id
+            order by total_tokens desc, requests desc, key_id
+            limit 10
+        )
+        select coalesce(jsonb_agg(jsonb_build_object(
+            'key_prefix', k.prefix, 'key_id', k.id, 'customer_id', u.customer_id, 'name', c.name, 'tokens', u.total_tokens,
+            'charge_usd', gateway.show_usd(u.charge_usd), 'requests', u.requests)
+            order by u.total_tokens desc, u.requests desc, u.key_id), '[]')
+        from used as u
+        join gateway.api_keys as k on k.id = u.key_id
+        join gateway.customers as c on c.id = u.customer_id
+        where u.requests > 0
+    ));
+
+    v_found := v_found || jsonb_build_object('recent_activity', (
+        select coalesce(jsonb_agg(jsonb_build_object(
+            'request_id', r.id, 'key_prefix', k.prefix, 'customer_id', r.customer_id, 'model', coalesce(m.name, r.requested_model),
+            'tokens', coalesce(r.input_tokens, 0) + coalesce(r.cached_input_tokens, 0) + coalesce(r.cache_write_tokens, 0)
+                + coalesce(r.audio_input_tokens, 0) + coalesce(r.image_input_tokens, 0) + coalesce(r.output_tokens, 0)
+                + coalesce(r.audio_output_tokens, 0) + coalesce(r.image_output_tokens, 0),
+            'at', r.admitted_at,
+            'status', case r.state when 'held' then 'running' when 'settled' then r.outcome else r.state end)
+            order by r.admitted_at desc, r.id desc), '[]')
+        from (
+            select *
+            from gateway.requests
+            where admitted_at > now() - interval '31 days' and state <> 'refused'
+            order by admitted_at desc, id desc
+            limit 10
+        ) as r
+        left join gateway.api_keys as k on k.id = r.key_id
+        left join gateway.models as m on m.id = r.model_id
+    ));
+
+    v_found := v_found || jsonb_build_object('providers', (
+        select coalesce(jsonb_agg(jsonb_build_object(
+            'provider', s.provider, 'service', s.name, 'service_id', s.id, 'active', s.active,
+            'requests', coalesce(u.requests + u.failures, 0), 'errors', coalesce(u.failures, 0),
+            'error_rate', coalesce(round(u.failures / nullif(u.requests + u.failures, 0), 4), 0),
+            'latency_ms', gateway.describe_times(u.latency_counts, u.latency_ms::bigint, u.latencies::bigint),
+            'time_to_first_token_ms', gateway.describe_times(u.first_token_counts, u.first_token_ms::bigint, u.first_tokens::bigint),
+            'last_error_at', u.last_failure_at)
+            order by s.provider, s.name), '[]')
+        from gateway.services as s
+        left join (
+            select service_id, sum(requests) as requests, sum(failures) as failures, sum(latency_ms) as latency_ms, sum(latencies) as latencies,
+                gateway.sum_counts(latency_counts) as latency_counts, sum(time_to_first_token_ms) as first_token_ms,
+                sum(first_tokens) as first_tokens, gateway.sum_counts(first_token_counts) as first_token_counts,
+                max(last_failure_at) as last_failure_at
+            from (
+                select service_id, requests, failures, latency_ms, latencies, latency_counts, time_to_first_token_ms, first_tokens,
+                    first_token_counts, last_failure_at
+                from gateway.usage_periods
+                where customer_id = 0 and per = 'day' and grouped_by = 'service' and period = v_local
+                union all
+                select service_id, requests, failures, latency_ms, latencies, latency_counts, time_to_first_token_ms, first_tokens,
+                    first_token_counts, last_failure_at
+                from unnest(v_live)
+            ) as each
+            group by service_id
+        ) as u on u.service_id = s.id
+        where s.deleted_at is null
+    ));
+
+    return v_found || jsonb_build_object('held', (
+        select jsonb_build_object('requests', count(*), 'usd', gateway.show_usd(coalesce(sum(hold_usd), 0)))
+        from gateway.requests
+        where state = 'held'
+    ));
+end
+$$;
+
+revoke all on function api.read_admin_monitor() from public;
+
+grant execute on function api.read_admin_monitor() to service_role;
+
+comment on function api.read_admin_monitor() is 'The whole system today: totals, the busiest keys, the last requests, the providers'' health, what is held.';
+
 -- Whose secret this is: the key's own, or one that was replaced and is in its grace.
 create function gateway.find_key(p_secret_hash bytea) returns bigint
 language sql stable set search_path = ''
@@ -946,6 +2236,85 @@ as $$
         where k.id = gateway.find_key(decode(p_key_hash, 'hex'))
     ), jsonb_build_object('error', 'unknown_key'))
 $$;
+
+-- api.authenticate_user: who a person is that Supabase Auth has vouched for by an access token: {"customer_id", "username"}, both null for an
+-- admin without a customer, or {"error": "unknown_user" (deleted or banned since) | "customer_suspended" | "no_customer" | "may_link"}.
+--
+-- A person without a customer may be given one, by the setting auth_sign_up: the customer with the same address ('link'), or else a new one
+-- ('create'). Only by an address that Supabase Auth has confirmed, which no token proves: it is read from auth.users, so that it costs no call.
+-- "may_link" says that this is so; then p_link does it, once the caller has made sure that the project's sign-up does confirm addresses. A
+-- customer that is linked stays with its person. Race-free: a link is one guarded update, and the unique indexes decide between new rows.
+-- Where there is no auth.users (a database apart from Supabase's) nobody is linked but by hand.
+create function api.authenticate_user(p_user_id uuid, p_is_admin boolean default false, p_link boolean default false) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_address text;
+    v_customer gateway.customers;
+    v_sign_up text;
+begin
+    if to_regclass('auth.users') is not null then
+        declare
+            v_user jsonb;
+        begin
+            execute 'select to_jsonb(u) from auth.users as u where u.id = $1' into v_user using p_user_id;
+            if v_user is null or v_user ->> 'deleted_at' is not null or (v_user ->> 'banned_until')::timestamptz > now() then
+                return jsonb_build_object('error', 'unknown_user');
+            end if;
+            -- a single sign-on's addresses are its provider's word, not Supabase's
+            if v_user ->> 'email_confirmed_at' is not null and (v_user ->> 'is_sso_user')::boolean is not true
+                and (v_user ->> 'is_anonymous')::boolean is not true then
+                v_address := nullif(v_user ->> 'email', '');
+            end if;
+        end;
+    end if;
+
+    select * into v_customer from gateway.customers where auth_user_id = p_user_id;
+    if v_customer.id is null and p_is_admin then
+        return jsonb_build_object('customer_id', null, 'username', null);
+    elsif v_customer.id is null then
+        select auth_sign_up into v_sign_up from gateway.settings;
+        if v_address is null or v_sign_up = 'off'
+            or (v_sign_up = 'link' and not exists (
+                select from gateway.customers where lower(email) = lower(v_address) and auth_user_id is null))
+            or exists (select from gateway.customers where lower(email) = lower(v_address) and auth_user_id is not null) then
+            return jsonb_build_object('error', 'no_customer');
+        elsif not p_link then
+            return jsonb_build_object('error', 'may_link');
+        end if;
+        perform set_config('gateway.actor', 'user ' || p_user_id, true);
+        update gateway.customers set auth_user_id = p_user_id
+        where lower(email) = lower(v_address) and auth_user_id is null
+            and not exists (select from gateway.customers where auth_user_id = p_user_id)
+        returning * into v_customer;
+        if v_customer.id is null and v_sign_up = 'create' then
+            insert into gateway.customers (name, username, email, auth_user_id)
+            values (left(v_address, 200), case
+                when exists (select from gateway.customers where username = v_address) then 'customer-' || gen_random_uuid()
+                else v_address
+            end, v_address, p_user_id)
+            on conflict do nothing
+            returning * into v_customer;
+        end if;
+        if v_customer.id is null then  -- another request of this person's was first, or another person
+            select * into v_customer from gateway.customers where auth_user_id = p_user_id;
+        end if;
+        if v_customer.id is null then
+            return jsonb_build_object('error', 'no_customer');
+        end if;
+    end if;
+    if not v_customer.active then
+        return jsonb_build_object('error', 'customer_suspended');
+    end if;
+    return jsonb_build_object('customer_id', v_customer.id, 'username', v_customer.username);
+end
+$$;
+
+revoke all on function api.authenticate_user(uuid, boolean, boolean) from public;
+
+grant execute on function api.authenticate_user(uuid, boolean, boolean) to service_role;
+
+comment on function api.authenticate_user(uuid, boolean, boolean) is 'Who a person of Supabase Auth is, and, at first sight, links or makes its customer.';
 
 create function gateway.describe_customer(p_customer gateway.customers) returns jsonb
 language plpgsql stable set search_path = ''
@@ -1739,7 +3108,8 @@ comment on function api.list_keys(integer, bigint, bigint, bigint, boolean) is '
 -- api.add_credits: pays in, or corrects by a negative amount, in USD or in credits. Of p_customer_id, p_key_hash and p_email one names the
 -- customer. The same reference twice counts once ("duplicate": true); another amount under it is an error. Locks the account.
 -- {"customer_id", "added_usd", "credits_added", "balance_after_usd", "credits_after", "duplicate"}, or {"error": "unknown_customer" |
--- "erased_customer" (nothing is paid in any more, but what is left may be paid out) | "invalid_amount" (zero, beyond a billion USD, a balance beyond ten, or finer than the tenth decimal) | "reference_conflict" | "more_than_free", "free_usd"}.
+-- "erased_customer" (nothing is paid in any more, but what is left can be paid out) | "invalid_amount" (zero, beyond a billion USD, a
+-- balance beyond ten, or finer than the tenth decimal) | "reference_conflict" | "more_than_free", "free_usd"}.
 create or replace function api.add_credits(
     p_customer_id bigint default null, p_key_hash text default null, p_email text default null,
     p_usd numeric default null, p_credits numeric default null, p_reference text default null, p_note text default null, p_actor text default null
@@ -1842,8 +3212,9 @@ as $$
 declare
     v_at timestamptz;
     v_lines gateway.price_line[];
-    v_models_added text[] := '{}';
-    v_offers_added bigint[] := '{}';
+    v_models_added text[] := '{}'::text[];
+    v_offers_added bigint[] := '{}'::bigint[];
+    v_told jsonb;
 begin
     perform set_config('gateway.actor', coalesce(p_actor, ''), true);
     select array_agg(l) into v_lines from jsonb_populate_recordset(null::gateway.price_line, p_lines) as l;
@@ -1891,57 +3262,57 @@ begin
         for no key update;
     end if;
     v_at := coalesce(p_effective_from, clock_timestamp());
-    return (
-        with compared as materialized (
-            select l.*, o.id as offer_id, o.id is null or n.id is not null as new_offer, c.changes
-            from unnest(v_lines) as l
-            left join gateway.models as m on m.name = l.model
-            left join gateway.offers as o on o.model_id = m.id and o.provider = l.provider
-            left join unnest(v_offers_added) as n (id) on n.id = o.id
-            left join lateral (
-                select v.* from gateway.prices as v
-                where v.offer_id = o.id and v.service_id is null and v.effective_from <= v_at
-                order by v.effective_from desc
-                limit 1
-            ) as p on true
-            cross join lateral (
-                select jsonb_object_agg(k.class, jsonb_build_object('old', gateway.show_usd(k.old), 'new', gateway.show_usd(k.new))) as changes
-                from (
-                    values ('input', p.input, l.input), ('cached_input', p.cached_input, l.cached_input),
-                        ('cache_write', p.cache_write, l.cache_write), ('audio_input', p.audio_input, l.audio_input),
-                        ('image_input', p.image_input, l.image_input), ('output', p.output, l.output),
-                        ('audio_output', p.audio_output, l.audio_output), ('image_output', p.image_output, l.image_output),
-                        ('per_request', p.per_request, l.per_request), ('per_image', p.per_image, l.per_image)
-                ) as k (class, old, new)
-                where k.old is distinct from k.new
-            ) as c
-        ),
-        written as (
-            insert into gateway.prices as p (offer_id, effective_from, input, cached_input, cache_write, audio_input, image_input,
-                                             output, audio_output, image_output, per_request, per_image, source, source_date)
-            select c.offer_id, v_at, c.input, c.cached_input, c.cache_write, c.audio_input, c.image_input,
-                c.output, c.audio_output, c.image_output, c.per_request, c.per_image, c.source, c.source_date
-            from compared as c
-            where not p_dry_run and c.changes is not null
-            order by c.offer_id
-            on conflict (offer_id, service_id, effective_from) do update set
-                input = excluded.input, cached_input = excluded.cached_input, cache_write = excluded.cache_write,
-                audio_input = excluded.audio_input, image_input = excluded.image_input, output = excluded.output,
-                audio_output = excluded.audio_output, image_output = excluded.image_output, per_request = excluded.per_request,
-                per_image = excluded.per_image, source = excluded.source, source_date = excluded.source_date
-        )
-        select jsonb_build_object(
-            'dry_run', p_dry_run,
-            'lines', count(*),
-            'models_added', (select coalesce(jsonb_agg(a.name order by a.name), '[]') from unnest(v_models_added) as a (name)),
-            'offers_added', coalesce(jsonb_agg(
-                jsonb_build_object('model', c.model, 'provider', c.provider) order by c.model, c.provider) filter (where c.new_offer), '[]'),
-            'prices_changed', coalesce(jsonb_agg(
-                jsonb_build_object('model', c.model, 'provider', c.provider, 'changes', c.changes) order by c.model, c.provider
-            ) filter (where not c.new_offer and c.changes is not null), '[]'),
-            'unchanged', count(*) filter (where not c.new_offer and c.changes is null))
+    with compared as materialized (
+        select l.*, o.id as offer_id, o.id is null or n.id is not null as new_offer, c.changes
+        from unnest(v_lines) as l
+        left join gateway.models as m on m.name = l.model
+        left join gateway.offers as o on o.model_id = m.id and o.provider = l.provider
+        left join unnest(v_offers_added) as n (id) on n.id = o.id
+        left join lateral (
+            select v.* from gateway.prices as v
+            where v.offer_id = o.id and v.service_id is null and v.effective_from <= v_at
+            order by v.effective_from desc
+            limit 1
+        ) as p on true
+        cross join lateral (
+            select jsonb_object_agg(k.class, jsonb_build_object('old', gateway.show_usd(k.old), 'new', gateway.show_usd(k.new))) as changes
+            from (
+                values ('input', p.input, l.input), ('cached_input', p.cached_input, l.cached_input),
+                    ('cache_write', p.cache_write, l.cache_write), ('audio_input', p.audio_input, l.audio_input),
+                    ('image_input', p.image_input, l.image_input), ('output', p.output, l.output),
+                    ('audio_output', p.audio_output, l.audio_output), ('image_output', p.image_output, l.image_output),
+                    ('per_request', p.per_request, l.per_request), ('per_image', p.per_image, l.per_image)
+            ) as k (class, old, new)
+            where k.old is distinct from k.new
+        ) as c
+    ),
+    written as (
+        insert into gateway.prices as p (offer_id, effective_from, input, cached_input, cache_write, audio_input, image_input,
+                                         output, audio_output, image_output, per_request, per_image, source, source_date)
+        select c.offer_id, v_at, c.input, c.cached_input, c.cache_write, c.audio_input, c.image_input,
+            c.output, c.audio_output, c.image_output, c.per_request, c.per_image, c.source, c.source_date
         from compared as c
-    );
+        where not p_dry_run and c.changes is not null
+        order by c.offer_id
+        on conflict (offer_id, service_id, effective_from) do update set
+            input = excluded.input, cached_input = excluded.cached_input, cache_write = excluded.cache_write,
+            audio_input = excluded.audio_input, image_input = excluded.image_input, output = excluded.output,
+            audio_output = excluded.audio_output, image_output = excluded.image_output, per_request = excluded.per_request,
+            per_image = excluded.per_image, source = excluded.source, source_date = excluded.source_date
+    )
+    select jsonb_build_object(
+        'dry_run', p_dry_run,
+        'lines', count(*),
+        'models_added', (select coalesce(jsonb_agg(a.name order by a.name), '[]') from unnest(v_models_added) as a (name)),
+        'offers_added', coalesce(jsonb_agg(
+            jsonb_build_object('model', c.model, 'provider', c.provider) order by c.model, c.provider) filter (where c.new_offer), '[]'),
+        'prices_changed', coalesce(jsonb_agg(
+            jsonb_build_object('model', c.model, 'provider', c.provider, 'changes', c.changes) order by c.model, c.provider
+        ) filter (where not c.new_offer and c.changes is not null), '[]'),
+        'unchanged', count(*) filter (where not c.new_offer and c.changes is null))
+    into v_told
+    from compared as c;
+    return v_told;
 end
 $$;
 
@@ -2253,11 +3624,11 @@ declare
     v_caller record;
     v_settings gateway.settings;
     v_candidate gateway.candidate;
-    v_candidates gateway.candidate[] := '{}';
+    v_candidates gateway.candidate[] := '{}'::gateway.candidate[];
     v_found boolean := false;
     v_allowed boolean := false;
     v_routed boolean := false;
-    v_model_ids bigint[] := '{}';
+    v_model_ids bigint[] := '{}'::bigint[];
     v_model_id bigint;
     v_limits gateway.limit_state[];
     v_charge numeric;
@@ -2571,6 +3942,12 @@ create policy nobody on gateway.idempotency_keys as restrictive to public using 
 create policy nobody on gateway.ledger_entries as restrictive to public using (false);
 
 create policy nobody on gateway.usage_rollups as restrictive to public using (false);
+
+create policy nobody on gateway.usage_periods as restrictive to public using (false);
+
+create policy nobody on gateway.key_days as restrictive to public using (false);
+
+create policy nobody on gateway.usage_closing as restrictive to public using (false);
 
 create policy nobody on gateway.refusal_rollups as restrictive to public using (false);
 

@@ -34,7 +34,7 @@ TOP = "openapi"
 LAYERS: list[set[str]] = [
     BOTTOM,
     {"database"},
-    {"auth", "pricing", "providers", "service_keys", "spool", "tokens", "webhook_endpoint"},
+    {"auth", "auth_tokens", "pricing", "providers", "service_keys", "spool", "tokens", "webhook_endpoint"},
     SHARED,
     {"runtime"},
 ]
@@ -42,7 +42,12 @@ LAYERS: list[set[str]] = [
 OPEN_LAYERS = [BOTTOM, SHARED]
 
 MAX_HANDLER_LINES = 40
-LIBRARY_AT_HOME = {"supabase": "database", "postgrest": "database", "cryptography": "sealing"}
+LIBRARY_AT_HOME = {
+    "supabase": "database",
+    "postgrest": "database",
+    "cryptography": "sealing",
+    "jwt": "auth_tokens",
+}
 
 
 def _modules() -> list[Path]:

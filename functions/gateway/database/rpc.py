@@ -204,6 +204,9 @@ class Database:
     async def authenticate_key(self, key_hash: str) -> JSONObject:
         return await self._object("authenticate_key", key_hash=key_hash)
 
+    async def authenticate_user(self, user_id: str, *, is_admin: bool, link: bool = False) -> JSONObject:
+        return await self._object("authenticate_user", user_id=user_id, is_admin=is_admin, link=link)
+
     async def list_models(self, *, key_hash: str | None = None, name: str | None = None) -> JSONObject:
         return await self._object("list_models", key_hash=key_hash, name=name)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import httpx
 
+from gateway.auth_tokens import AuthTokens
 from gateway.database.client import LIMITS, DatabaseClient, open_http
 from gateway.database.rpc import Database
 from gateway.metering import Meter
@@ -34,6 +35,7 @@ class Process:
     database: Database
     spool: Spool
     meter: Meter
+    auth_tokens: AuthTokens
     providers_http: httpx.AsyncClient
     database_http: httpx.AsyncClient
 
@@ -53,6 +55,7 @@ class Process:
             database=database,
             spool=spool,
             meter=Meter(database, spool, logger, open_metrics(settings)),
+            auth_tokens=AuthTokens(settings, functools.partial(_open_auth_http, settings)),
             providers_http=_open_providers_http(settings),
             database_http=database_http,
         )
@@ -60,6 +63,7 @@ class Process:
     async def aclose(self) -> None:
         """Wait for what is still being settled, and close the clients."""
         await self.meter.drain()
+        await self.auth_tokens.aclose()
         await self.providers_http.aclose()
         await self.database_http.aclose()
 
@@ -104,6 +108,17 @@ def _open_transport(
 
     name = function_of if traced_as == "function" else host_of
     return TracedTransport(transport, Tracer(settings.xray_daemon_address), name)
+
+
+def _open_auth_http(settings: Settings) -> httpx.AsyncClient:
+    few = httpx.Limits(max_connections=4, max_keepalive_connections=1, keepalive_expiry=2)
+    return httpx.AsyncClient(
+        timeout=settings.connect_timeout_seconds,
+        transport=_open_transport(settings, few, traced_as="host"),
+        follow_redirects=False,
+        trust_env=False,
+        cookies=_NoCookies(),
+    )
 
 
 def _open_providers_http(settings: Settings) -> httpx.AsyncClient:
