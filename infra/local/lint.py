@@ -37,7 +37,7 @@ _OF_SUPABASE = """
 create schema auth;
 create table auth.users (
     id uuid primary key, email text, email_confirmed_at timestamptz, banned_until timestamptz,
-    deleted_at timestamptz, is_sso_user boolean not null default false, is_anonymous boolean not null default false
+    deleted_at timestamptz, is_sso_user boolean not null, is_anonymous boolean not null
 );
 """
 # `db lint` leaves trigger functions out, since they can be checked for a table at a time only.
