@@ -1,4 +1,4 @@
-"""What the queries of usage may name. A name that is not known is refused: its filter would not be applied."""
+"""What the queries of usage may name. An unknown name is refused: its filter would not be applied."""
 
 from __future__ import annotations
 
