@@ -1,39 +1,3 @@
-create function gateway.add_to_rollup(
-    p_request gateway.requests, p_model_id bigint, p_service_id bigint, p_requests integer, p_errors integer, p_usage jsonb,
-    p_cost_usd numeric, p_charge_usd numeric, p_uncollected_usd numeric, p_latency_ms integer
-) returns void
-language plpgsql set search_path = ''
-as $$
-begin
-    insert into gateway.usage_rollups as r (
-        bucket, customer_id, key_id, model_id, service_id, requests, errors, input_tokens, cached_input_tokens, cache_write_tokens,
-        output_tokens, reasoning_tokens, total_tokens, cost_usd, charge_usd, uncollected_usd, latency_ms, last_request_at)
-    values (
-        gateway.rollup_bucket(p_request.admitted_at), p_request.customer_id, p_request.key_id, p_model_id, coalesce(p_service_id, 0),
-        p_requests, p_errors,
-        coalesce((p_usage ->> 'input')::bigint, 0), coalesce((p_usage ->> 'cached_input')::bigint, 0),
-        coalesce((p_usage ->> 'cache_write')::bigint, 0), coalesce((p_usage ->> 'output')::bigint, 0),
-        coalesce((p_usage ->> 'reasoning')::bigint, 0), gateway.total_tokens(p_usage),
-        p_cost_usd, p_charge_usd, p_uncollected_usd, coalesce(p_latency_ms, 0), p_request.admitted_at)
-    on conflict (customer_id, bucket, key_id, model_id, service_id) do update set
-        requests = r.requests + excluded.requests,
-        errors = r.errors + excluded.errors,
-        input_tokens = r.input_tokens + excluded.input_tokens,
-        cached_input_tokens = r.cached_input_tokens + excluded.cached_input_tokens,
-        cache_write_tokens = r.cache_write_tokens + excluded.cache_write_tokens,
-        output_tokens = r.output_tokens + excluded.output_tokens,
-        reasoning_tokens = r.reasoning_tokens + excluded.reasoning_tokens,
-        total_tokens = r.total_tokens + excluded.total_tokens,
-        cost_usd = r.cost_usd + excluded.cost_usd,
-        charge_usd = r.charge_usd + excluded.charge_usd,
-        uncollected_usd = r.uncollected_usd + excluded.uncollected_usd,
-        latency_ms = r.latency_ms + excluded.latency_ms,
-        last_request_at = greatest(r.last_request_at, excluded.last_request_at);
-end
-$$;
-comment on function gateway.add_to_rollup(gateway.requests, bigint, bigint, integer, integer, jsonb, numeric, numeric, numeric, integer) is 'Adds one request, or a correction of one, to its rollup.';
-revoke all on function gateway.add_to_rollup(gateway.requests, bigint, bigint, integer, integer, jsonb, numeric, numeric, numeric, integer) from public;
-
 create function gateway.describe_settlement(p_request gateway.requests, p_tokens bigint, p_balance_usd numeric, p_already boolean) returns jsonb
 language plpgsql stable set search_path = ''
 as $$
@@ -206,7 +170,11 @@ begin
     end if;
     perform gateway.add_to_rollup(
         v_request, v_request.model_id, v_request.service_id, 1, case when v_outcome = 'failed' then 1 else 0 end, coalesce(v_usage, '{}'),
-        v_request.cost_usd, v_request.charge_usd, v_request.uncollected_usd, (p_settlement ->> 'latency_ms')::integer);
+        v_request.cost_usd, v_request.charge_usd, v_request.uncollected_usd, (p_settlement ->> 'latency_ms')::integer,
+        (p_settlement ->> 'time_to_first_token_ms')::integer);
+    if p_settlement -> 'failed_routes' <> 'null' then
+        perform gateway.add_failures(v_request, p_settlement -> 'failed_routes');
+    end if;
 
     update gateway.requests
     set state = 'settled', outcome = v_outcome,

@@ -6,6 +6,7 @@ create table gateway.refusal_rollups (
     refusals bigint not null,
     primary key (customer_id, bucket, key_id, code)
 ) with (fillfactor = 70);
+create index refusal_rollups_bucket_idx on gateway.refusal_rollups (bucket);
 alter table gateway.refusal_rollups enable row level security;
 
 comment on table gateway.refusal_rollups is 'Requests that were refused before they cost anything, counted.';

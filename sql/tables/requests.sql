@@ -50,6 +50,7 @@ create table gateway.requests (
     constraint requests_settled_has_outcome check ((state = 'settled') = (outcome is not null))
 ) partition by range (admitted_at);
 create index requests_customer_idx on gateway.requests (customer_id, admitted_at desc);
+create index requests_admitted_idx on gateway.requests (admitted_at desc, id);
 create index requests_lease_idx on gateway.requests (lease_until) where state = 'held';
 alter table gateway.requests enable row level security;
 

@@ -18,9 +18,23 @@ create table gateway.usage_rollups (
     uncollected_usd numeric(24, 10) not null default 0,
     latency_ms bigint not null default 0,
     last_request_at timestamptz not null,
-    primary key (customer_id, bucket, key_id, model_id, service_id)
+    audio_input_tokens bigint not null default 0,
+    image_input_tokens bigint not null default 0,
+    audio_output_tokens bigint not null default 0,
+    image_output_tokens bigint not null default 0,
+    images bigint not null default 0,
+    failures bigint not null default 0,
+    latencies bigint not null default 0,
+    time_to_first_token_ms bigint not null default 0,
+    first_tokens bigint not null default 0,
+    latency_counts integer[] not null default '{}',
+    first_token_counts integer[] not null default '{}',
+    last_failure_at timestamptz,
+    late boolean not null default false,
+    primary key (customer_id, bucket, key_id, model_id, service_id, late)
 ) with (fillfactor = 70);
 create index usage_rollups_bucket_idx on gateway.usage_rollups (bucket);
+create index usage_rollups_late_idx on gateway.usage_rollups (customer_id) where late;
 alter table gateway.usage_rollups enable row level security;
 
 comment on table gateway.usage_rollups is 'Sums over the requests, kept exact by settlement: what analytics read. Written by the engine''s functions only.';
@@ -42,3 +56,16 @@ comment on column gateway.usage_rollups.charge_usd is 'What the customer owes.';
 comment on column gateway.usage_rollups.uncollected_usd is 'Of the charge, what could not be taken.';
 comment on column gateway.usage_rollups.latency_ms is 'Sum of the latencies, in milliseconds.';
 comment on column gateway.usage_rollups.last_request_at is 'When the last of them was admitted.';
+comment on column gateway.usage_rollups.audio_input_tokens is 'Audio tokens read.';
+comment on column gateway.usage_rollups.image_input_tokens is 'Image tokens read.';
+comment on column gateway.usage_rollups.audio_output_tokens is 'Audio tokens answered.';
+comment on column gateway.usage_rollups.image_output_tokens is 'Image tokens answered.';
+comment on column gateway.usage_rollups.images is 'Images made.';
+comment on column gateway.usage_rollups.failures is 'Attempts through the service that failed, whoever answered in the end.';
+comment on column gateway.usage_rollups.latencies is 'How many latencies are in that sum: an expired request has none.';
+comment on column gateway.usage_rollups.time_to_first_token_ms is 'Sum of the times to the first token, in milliseconds.';
+comment on column gateway.usage_rollups.first_tokens is 'How many are in that sum: an answer that was not streamed has none.';
+comment on column gateway.usage_rollups.latency_counts is 'How many latencies lie in which bin of gateway.time_bin; the subscripts are the bins in use, empty within counts as 0.';
+comment on column gateway.usage_rollups.first_token_counts is 'The same of the times to the first token.';
+comment on column gateway.usage_rollups.last_failure_at is 'When the last request was admitted for which the service failed.';
+comment on column gateway.usage_rollups.late is 'True: came when its bucket had been closed already, and is added to usage_periods by the next closing.';

@@ -104,8 +104,6 @@ create index ledger_paid_idx on gateway.ledger_entries (customer_id) include (am
 
 create index usage_rollups_late_idx on gateway.usage_rollups (customer_id) where late;
 
-create index usage_rollups_key_idx on gateway.usage_rollups (key_id, bucket);
-
 comment on column gateway.usage_rollups.audio_input_tokens is 'Audio tokens read.';
 
 comment on column gateway.usage_rollups.image_input_tokens is 'Image tokens read.';
@@ -2534,14 +2532,29 @@ begin
 end
 $$;
 
--- The newest quarter of an hour in which the key was used has at most a row for each model and service: the log is not read.
 create function gateway.last_used_at(p_key_id bigint) returns timestamptz
-language sql stable set search_path = ''
+language plpgsql stable set search_path = ''
 as $$
-    select max(r.last_request_at)
-    from gateway.usage_rollups as r
-    where r.key_id = p_key_id
-        and r.bucket = (select n.bucket from gateway.usage_rollups as n where n.key_id = p_key_id order by n.bucket desc limit 1)
+begin
+    -- the months that are closed, and what has come since: neither the log nor the key's whole past is read
+    return (
+        select greatest(
+            (
+                select max(p.last_request_at)
+                from gateway.usage_periods as p
+                where p.customer_id = k.customer_id and p.per = 'month' and p.grouped_by = 'key' and p.key_id = k.id
+            ),
+            (
+                select max(r.last_request_at)
+                from gateway.usage_rollups as r
+                where r.customer_id = k.customer_id and r.key_id = k.id and r.bucket >= (select c.closed_until from gateway.usage_closing as c)
+            ),
+            (select max(l.last_request_at) from gateway.usage_rollups as l where l.customer_id = k.customer_id and l.key_id = k.id and l.late)
+        )
+        from gateway.api_keys as k
+        where k.id = p_key_id
+    );
+end
 $$;
 
 comment on function gateway.last_used_at(bigint) is 'When the last of a key''s requests that have ended was admitted; null: never.';
@@ -3832,7 +3845,8 @@ comment on function api.read_key(bigint, bigint) is 'What a key may know of itse
 -- api.read_time_series: usage over time, as GET /v1/usage shows it: what is left out is filled in, then api.read_usage reads the rollups.
 --
 -- {"data": as api.read_usage tells, "from", "to", "interval", "time_zone", "group_by"}, or {"error": unknown_customer | unknown_key |
--- unknown_time_zone | empty_range | range_too_long | too_many_points}. p_customer_id null: all customers. A key has to be the customer's.
+-- unknown_time_zone | customer_needed | empty_range | range_too_long | too_many_points}. p_customer_id null: all customers, but not by key; with a
+-- key, its customer, which has to be p_customer_id where that is given.
 --
 -- p_from (included) and p_to (left out) are times, or days in the time zone, each of them included; by default 24 hours, 30 days
 -- or 12 months up to now. They are widened to whole intervals, so that every figure is an interval's own, and so answered. At most 31 days by the hour, 400
@@ -3846,23 +3860,30 @@ language plpgsql stable security definer set search_path = ''
 as $$
 declare
     c_most_points constant integer := 10000;
+    v_customer_id bigint := p_customer_id;
     v_time_zone text := coalesce(p_time_zone, 'UTC');
     v_from timestamptz;
     v_to timestamptz;
     v_start timestamptz;
     v_data jsonb;
 begin
-    if p_customer_id is not null then
-        select coalesce(p_time_zone, c.time_zone) into v_time_zone from gateway.customers as c where c.id = p_customer_id;
+    if p_key_id is not null then
+        select k.customer_id into v_customer_id
+        from gateway.api_keys as k
+        where k.id = p_key_id and k.customer_id = coalesce(p_customer_id, k.customer_id);
+        if not found then
+            return jsonb_build_object('error', 'unknown_key');
+        end if;
+    end if;
+    if v_customer_id is not null then
+        select coalesce(p_time_zone, c.time_zone) into v_time_zone from gateway.customers as c where c.id = v_customer_id;
         if not found then
             return jsonb_build_object('error', 'unknown_customer');
         end if;
+    elsif p_group_by = 'key' then
+        return jsonb_build_object('error', 'customer_needed');
     end if;
-    if p_key_id is not null and not exists (
-        select from gateway.api_keys as k where k.id = p_key_id and (p_customer_id is null or k.customer_id = p_customer_id)
-    ) then
-        return jsonb_build_object('error', 'unknown_key');
-    elsif not gateway.is_time_zone(v_time_zone) then
+    if not gateway.is_time_zone(v_time_zone) then
         return jsonb_build_object('error', 'unknown_time_zone');
     end if;
 
@@ -3885,16 +3906,10 @@ begin
     end if;
 
     v_data := api.read_usage(
-        p_customer_id => p_customer_id, p_key_id => p_key_id, p_from => v_from, p_to => v_to, p_interval => p_interval,
-        p_group_by => p_group_by, p_time_zone => v_time_zone);
+        p_customer_id => v_customer_id, p_key_id => p_key_id, p_from => v_from, p_to => v_to, p_interval => p_interval,
+        p_group_by => p_group_by, p_time_zone => v_time_zone, p_for_customer => not p_show_cost);
     if jsonb_array_length(v_data) > c_most_points then
         return jsonb_build_object('error', 'too_many_points');
-    end if;
-    if not p_show_cost and (select s.billing_mode = 'flat' from gateway.settings as s) then
-        v_data := coalesce((
-            select jsonb_agg(u.point || '{"cost_usd": null}' order by u.position)
-            from jsonb_array_elements(v_data) with ordinality as u (point, position)
-        ), '[]');
     end if;
     return jsonb_build_object(
         'data', v_data, 'from', v_from, 'to', v_to, 'interval', p_interval, 'time_zone', v_time_zone, 'group_by', p_group_by);

@@ -32,6 +32,7 @@ begin
         where relnamespace = 'gateway'::regnamespace and relkind in ('r', 'p') and not relispartition
     );
     insert into gateway.settings default values;
+    insert into gateway.usage_closing default values;
 end
 $$;
 """

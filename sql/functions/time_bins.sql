@@ -1,0 +1,74 @@
+-- Times are counted in bins, so that percentiles of any sum of rows come from the sum of their counts. A bin's upper end is 2^(1/4) of its lower
+-- end, and what is read back is its geometric middle: at most 9.1 % (2^(1/8)) off, or half a millisecond. Arrays hold the bins that
+-- are in use: PostgreSQL extends them at either end, and what lies between is null, which counts as 0.
+
+create function gateway.time_bin(p_ms integer) returns integer
+language plpgsql immutable parallel safe set search_path = ''
+as $$
+begin
+    return floor(ln(greatest(p_ms, 1)::double precision) * (4 / ln(2::double precision)) + 0.000000001)::integer;
+end
+$$;
+comment on function gateway.time_bin(integer) is 'The bin of a time in milliseconds: from 2^(bin/4) up to 2^((bin+1)/4). Whatever is less than a millisecond is in bin 0.';
+revoke all on function gateway.time_bin(integer) from public;
+
+create function gateway.time_of_bin(p_bin integer) returns integer
+language plpgsql immutable parallel safe set search_path = ''
+as $$
+begin
+    return round(power(2::double precision, (p_bin + 0.5) / 4))::integer;
+end
+$$;
+comment on function gateway.time_of_bin(integer) is 'The geometric middle of a bin, in milliseconds.';
+revoke all on function gateway.time_of_bin(integer) from public;
+
+create function gateway.add_counts(p_counts integer[], p_more integer[]) returns integer[]
+language plpgsql immutable parallel safe set search_path = ''
+as $$
+begin
+    if p_more is null or p_more = '{}' then
+        return p_counts;
+    elsif p_counts is null or p_counts = '{}' then
+        return p_more;
+    end if;
+    for v_bin in array_lower(p_more, 1) .. array_upper(p_more, 1) loop
+        if p_more[v_bin] is not null then
+            p_counts[v_bin] := coalesce(p_counts[v_bin], 0) + p_more[v_bin];
+        end if;
+    end loop;
+    return p_counts;
+end
+$$;
+comment on function gateway.add_counts(integer[], integer[]) is 'The sum of two rows of counts, bin by bin.';
+revoke all on function gateway.add_counts(integer[], integer[]) from public;
+
+create aggregate gateway.sum_counts (integer[]) (sfunc = gateway.add_counts, stype = integer[], initcond = '{}');
+comment on aggregate gateway.sum_counts (integer[]) is 'The sum of rows of counts, bin by bin.';
+revoke all on function gateway.sum_counts (integer[]) from public;
+
+create function gateway.describe_times(p_counts integer[], p_sum bigint, p_times bigint) returns jsonb
+language plpgsql immutable parallel safe set search_path = ''
+as $$
+declare
+    v_half bigint := (p_times + 1) / 2;
+    v_most bigint := (p_times * 95 + 99) / 100;
+    v_seen bigint := 0;
+    v_p50 integer;
+begin
+    if p_counts is null or p_counts = '{}' or p_times is null then
+        return '{"p50": null, "p95": null, "average": null}';
+    end if;
+    for v_bin in array_lower(p_counts, 1) .. array_upper(p_counts, 1) loop
+        v_seen := v_seen + coalesce(p_counts[v_bin], 0);
+        if v_p50 is null and v_seen >= v_half then
+            v_p50 := gateway.time_of_bin(v_bin);
+        end if;
+        if v_seen >= v_most then
+            return jsonb_build_object('p50', v_p50, 'p95', gateway.time_of_bin(v_bin), 'average', p_sum / p_times);
+        end if;
+    end loop;
+    return null;  -- counts that do not come to p_times
+end
+$$;
+comment on function gateway.describe_times(integer[], bigint, bigint) is 'The percentiles of counted times and their average, in milliseconds, given their sum and how many they are. Nulls where there are none.';
+revoke all on function gateway.describe_times(integer[], bigint, bigint) from public;
