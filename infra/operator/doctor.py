@@ -19,7 +19,7 @@ from gateway.settings import Settings, SettingsError
 from infra.local.database import migrations
 from infra.local.processes import HOST, StackError
 from infra.local.stack import database_url, local_state
-from infra.operator.api import Api, Connection, OperatorError
+from infra.operator.api import Api, Connection, OperatorError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -281,8 +281,10 @@ def _with_gateway(environ: Mapping[str, str]) -> Iterator[Finding]:
             yield from _health(api)
             yield from _services(api)
             yield from _ledger(api)
+        except RefusedError as error:
+            yield Finding("gateway", False, str(error), "is SLUICE_ADMIN_KEY an admin key of this gateway?")
         except OperatorError as error:
-            yield Finding("gateway", False, str(error), "set SLUICE_URL and SLUICE_ADMIN_KEY, or start it")
+            yield Finding("gateway", False, str(error), "start it, or set SLUICE_URL to where it is")
 
 
 def _health(api: Api) -> Iterator[Finding]:
