@@ -21,6 +21,7 @@ PY := .venv/bin/python
 UV := .venv/bin/uv
 MODULES := infra/local/node_modules
 TOKENIZERS := functions/gateway/tokenizers
+PAGES := functions/gateway/assets/vendor
 SOURCES := functions infra tests
 SAM := .venv/sam/bin/sam
 CONFIG := infra/samconfig.toml
@@ -36,10 +37,10 @@ export SAM_CLI_TELEMETRY := 0
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
 
-dev: .venv/.dev $(TOKENIZERS)/.made
+dev: .venv/.dev $(TOKENIZERS)/.made $(PAGES)/.made
 	@$(PY) -m infra.cli dev
 
-test: check drift $(TOKENIZERS)/.made .venv/.sam
+test: check drift $(TOKENIZERS)/.made $(PAGES)/.made .venv/.sam
 	$(PY) -m pytest $(TESTS)
 
 check: .venv/.test
@@ -47,16 +48,16 @@ check: .venv/.test
 	.venv/bin/ruff check $(SOURCES)
 	.venv/bin/mypy $(SOURCES)
 
-chaos: .venv/.test $(TOKENIZERS)/.made
+chaos: .venv/.test $(TOKENIZERS)/.made $(PAGES)/.made
 	$(PY) -m pytest -m chaos --timeout 900 -s $(TESTS)
 
-bench: .venv/.dev $(TOKENIZERS)/.made
+bench: .venv/.dev $(TOKENIZERS)/.made $(PAGES)/.made
 	@$(PY) -m tests.benchmarks $(BENCH)
 
 drift: .venv/.dev
 	@$(PY) -m infra.cli drift
 
-build: .venv/.sam $(TOKENIZERS)/.made
+build: .venv/.sam $(TOKENIZERS)/.made $(PAGES)/.made
 	ARCHITECTURE=$(ARCHITECTURE) $(SAM) build --config-file $(CURDIR)/$(CONFIG) --parameter-overrides Architecture=$(ARCHITECTURE)
 	@$(PY) -m infra.sam.package check $(ARCHITECTURE) .aws-sam/build/*Function
 
@@ -69,7 +70,7 @@ format: .venv/.test
 	.venv/bin/ruff check --fix $(SOURCES)
 
 clean:
-	rm -rf .venv .aws-sam $(MODULES) $(TOKENIZERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .aws-sam $(MODULES) $(TOKENIZERS) $(PAGES) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # What follows is installed from locks by hash: nothing newer, nothing else.
 
@@ -106,4 +107,9 @@ $(MODULES)/.made: infra/local/package-lock.json infra/local/package.json
 
 $(TOKENIZERS)/.made: infra/local/tokenizer.py $(MODULES)/.made .venv/.dev
 	@$(PY) -m infra.local.tokenizer
+	@touch $@
+
+$(PAGES)/.made: infra/local/page_assets.py $(MODULES)/.made .venv/.dev
+	@echo "Installing Swagger UI and Redoc"
+	@$(PY) -m infra.local.page_assets
 	@touch $@

@@ -34,6 +34,13 @@ _POLICY = {
     "style-src": "'self'",
 }
 
+# Redoc makes style elements that are empty (the first hash), fills them by script, and searches in a worker.
+_REDOC_NEEDS = {
+    "style-src": "'self' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=' "
+    "'sha256-QMIg+bpjm3JdElJ388KYke01izlUW0UoNOeKjpMxdgc='",
+    "worker-src": "blob:",
+}
+
 
 class Web:
     """The public endpoints. `document` makes the OpenAPI document of every function's routes."""
@@ -84,7 +91,8 @@ class Web:
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
-        return assets.tagged(request, self._document, "application/json")
+        told = {**self._document, "servers": [{"url": _base_path(request)}]}
+        return assets.tagged(request, json_text.dump(told), "application/json")
 
     async def docs(self, request: Request) -> Response:
         """GET /docs: Swagger UI."""
@@ -92,15 +100,22 @@ class Web:
 
     async def redoc(self, request: Request) -> Response:
         """GET /redoc."""
-        return assets.page(request, "redoc.html", _policy())
+        return assets.page(request, "redoc.html", _policy(**_REDOC_NEEDS))
 
     async def asset(self, request: Request) -> Response:
         """GET /docs/assets/{name}: what the two pages are made of."""
         return assets.asset(request, request.path_params["name"])
 
     @functools.cached_property
-    def _document(self) -> bytes:
-        return json_text.dump(self._make_document())
+    def _document(self) -> dict[str, Any]:
+        return self._make_document()
+
+
+def _base_path(request: Request) -> str:
+    """Return what stands before the routes: API Gateway's stage, or a custom domain's base path."""
+    event = request.scope.get("aws.event") or {}
+    path: str = event.get("requestContext", {}).get("path", "")
+    return path.removesuffix(request.url.path) or "/"
 
 
 def _policy(**others: str) -> str:

@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from infra.local import paths
+from infra.local import page_assets, paths
 from infra.local.tokenizer import VOCABULARIES
 
 PYTHON = "3.13"
@@ -93,10 +93,14 @@ def zipped_bytes(package: Path) -> int:
 
 
 def _needed() -> list[str]:
-    """Every handler of ours, chat's wrapper and the tokenizers' data."""
+    """Every handler of ours, chat's wrapper, the tokenizers' data and what the pages are made of."""
     handlers = [path.relative_to(paths.FUNCTIONS).as_posix() for path in paths.FUNCTIONS.glob("*/handler.py")]
     tokenizers = [f"gateway/tokenizers/{vocabulary.file_name}" for vocabulary in VOCABULARIES]
-    return [*sorted(handlers), "chat/bootstrap", *tokenizers]
+    pages = [
+        (page_assets.TARGET / name).relative_to(paths.FUNCTIONS).as_posix()
+        for name in page_assets.file_names()
+    ]
+    return [*sorted(handlers), "chat/bootstrap", *tokenizers, *pages]
 
 
 def _faults_of_binary(path: Path, name: str, architecture: str) -> list[str]:

@@ -29,6 +29,7 @@ VENDOR = "vendor"
 FILES: Mapping[str, str] = {
     "docs.js": "docs.js",
     "redoc.js": "redoc.js",
+    "pages.css": "pages.css",
     "swagger-ui.css": f"{VENDOR}/swagger-ui.css",
     "swagger-ui-bundle.js": f"{VENDOR}/swagger-ui-bundle.js",
     "redoc.standalone.js": f"{VENDOR}/redoc.standalone.js",

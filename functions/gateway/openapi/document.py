@@ -162,8 +162,6 @@ def build(operations: Iterable[Operation], *, version: str) -> dict[str, Any]:
             "description": DESCRIPTION,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        # Relative to the document: on API Gateway everything lies below the stage.
-        "servers": [{"url": "."}],
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
         "components": {
