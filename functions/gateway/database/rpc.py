@@ -555,6 +555,14 @@ class Database:
 
     # What was used, and what may still be
 
+    async def read_monitor(self, customer_id: int, *, key_id: int | None = None) -> JSONObject | None:
+        found: JSONObject | None = await self._call("read_monitor", customer_id=customer_id, key_id=key_id)
+        return found
+
+    async def read_totals(self, customer_id: int) -> JSONObject | None:
+        found: JSONObject | None = await self._call("read_totals", customer_id=customer_id)
+        return found
+
     async def read_limits(
         self, customer_id: int, *, key_id: int | None, model: str | None = None
     ) -> JSONObject | None:
@@ -628,6 +636,54 @@ class Database:
     async def read_credits(self, customer_id: int) -> JSONObject | None:
         found: JSONObject | None = await self._call("read_credits", customer_id=customer_id)
         return found
+
+    # The operator's desk: customers as people, the audit log
+
+    async def list_customers(
+        self,
+        *,
+        limit: int = 1,
+        after: int = 0,
+        customer_id: int | None = None,
+        query: str | None = None,
+        active: bool | None = None,
+    ) -> list[JSONObject]:
+        return await self._objects(
+            "list_customers", limit=limit, after=after, id=customer_id, query=query, active=active
+        )
+
+    async def update_customer(
+        self, customer_id: int, changes: Mapping[str, Any], *, actor: str
+    ) -> JSONObject:
+        return await self._object("update_customer", id=customer_id, changes=changes, actor=actor)
+
+    async def erase_customer(self, customer_id: int, *, actor: str) -> JSONObject:
+        return await self._object("erase_customer", id=customer_id, actor=actor)
+
+    async def list_audit(
+        self,
+        *,
+        limit: int,
+        before: int | None = None,
+        entity: str | None = None,
+        entity_id: str | None = None,
+        by: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+    ) -> list[JSONObject]:
+        """`by` is the actor; from `start` to before `end`."""
+        return await self._client.call(  # type: ignore[no-any-return]
+            "list_audit",
+            {
+                "p_limit": limit,
+                "p_before": before,
+                "p_entity": entity,
+                "p_entity_id": entity_id,
+                "p_actor": by,
+                "p_from": start,
+                "p_to": end,
+            },
+        )
 
     async def _objects(self, function: str, **parameters: Any) -> list[JSONObject]:
         told: list[JSONObject] = await self._call(function, **parameters)
