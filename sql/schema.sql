@@ -72,4 +72,10 @@
 \ir functions/read_time_series.sql
 \ir functions/check_health.sql
 
+\ir views/usage.sql
+\ir views/limits.sql
+\ir views/log.sql
+\ir views/catalogue.sql
+\ir views/legacy.sql
+
 \ir policies.sql

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 
 _UNIQUE_VIOLATION = "23505"
+# What a guard of the database refuses: a key of an erased customer.
+_RESTRICT_VIOLATION = "23001"
 # SQLSTATE classes: data exception (22), integrity constraint violation (23).
 _INVALID = ("22", "23")
 
@@ -45,6 +47,8 @@ def database_refused(error: DatabaseError) -> GatewayError:
     code = error.code or ""
     if code == _UNIQUE_VIOLATION:
         return Conflict("There is one like this already.", detail=str(error))
+    if code == _RESTRICT_VIOLATION:
+        return Conflict("What is there already forbids this.", detail=str(error))
     if code.startswith(_INVALID):
         return Unprocessable("A value in this request can't be stored.", detail=str(error))
     return database_failed(error)

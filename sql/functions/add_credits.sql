@@ -1,7 +1,8 @@
 -- api.add_credits: pays in, or corrects by a negative amount, in USD or in credits. Of p_customer_id, p_key_hash and p_email one names the
 -- customer. The same reference twice counts once ("duplicate": true); another amount under it is an error. Locks the account.
 -- {"customer_id", "added_usd", "credits_added", "balance_after_usd", "credits_after", "duplicate"}, or {"error": "unknown_customer" |
--- "invalid_amount" (zero, beyond a billion USD, a balance beyond ten, or finer than the tenth decimal) | "reference_conflict" | "more_than_free", "free_usd"}.
+-- "erased_customer" (nothing is paid in any more, but what is left can be paid out) | "invalid_amount" (zero, beyond a billion USD, a
+-- balance beyond ten, or finer than the tenth decimal) | "reference_conflict" | "more_than_free", "free_usd"}.
 create function api.add_credits(
     p_customer_id bigint default null, p_key_hash text default null, p_email text default null,
     p_usd numeric default null, p_credits numeric default null, p_reference text default null, p_note text default null, p_actor text default null
@@ -36,6 +37,10 @@ begin
     end if;
 
     select * into v_account from gateway.accounts where customer_id = v_customer_id for update;
+    -- asked only now: an erasure locks the account, too
+    if v_amount > 0 and exists (select from gateway.customers where id = v_customer_id and erased_at is not null) then
+        return jsonb_build_object('error', 'erased_customer');
+    end if;
     select * into v_entry from gateway.ledger_entries where customer_id = v_customer_id and reference = p_reference;
     if v_entry.id is not null and v_entry.amount_usd <> v_amount then
         return jsonb_build_object('error', 'reference_conflict');

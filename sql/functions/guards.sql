@@ -129,7 +129,7 @@ create trigger refuse_hand_edit before insert or update or delete or truncate on
     for each statement execute function gateway.refuse_hand_edit();
 create trigger refuse_hand_edit before insert on gateway.ledger_entries
     for each statement execute function gateway.refuse_hand_edit();
-create trigger refuse_change before update or delete or truncate on gateway.ledger_entries
+create trigger refuse_change before delete or truncate on gateway.ledger_entries
     for each statement execute function gateway.refuse_change();
 create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.requests
     for each statement execute function gateway.refuse_hand_edit();
@@ -139,7 +139,7 @@ create trigger refuse_hand_edit before insert or update or truncate on gateway.i
     for each statement execute function gateway.refuse_hand_edit();
 create trigger refuse_hand_edit before insert or update or truncate on gateway.retired_secrets
     for each statement execute function gateway.refuse_hand_edit();
-create trigger refuse_change before update or delete or truncate on gateway.audit_log
+create trigger refuse_change before delete or truncate on gateway.audit_log
     for each statement execute function gateway.refuse_change();
 
 create trigger refuse_delete before delete or truncate on gateway.settings for each statement execute function gateway.refuse_delete();

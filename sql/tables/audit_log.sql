@@ -9,6 +9,8 @@ create table gateway.audit_log (
     after jsonb
 );
 create index audit_log_entity_idx on gateway.audit_log (entity, entity_id, id);
+create index audit_log_actor_idx on gateway.audit_log (actor, id);
+create index audit_log_at_idx on gateway.audit_log (at);
 alter table gateway.audit_log enable row level security;
 
 comment on table gateway.audit_log is 'Who changed what when: every change of customers, keys, services, routes, models, offers, prices, limits and settings, by the API or by hand. No secrets.';

@@ -19,7 +19,10 @@ create table gateway.customers (
     company text check (length(company) <= 200),
     time_zone text not null default 'UTC' check (gateway.is_time_zone(time_zone)),
     active boolean not null default true,
-    created_at timestamptz not null default now()
+    created_at timestamptz not null default now(),
+    erased_at timestamptz,
+    auth_user_id uuid constraint customers_auth_user_id_key unique,
+    constraint customers_erased_is_nobody check (erased_at is null or (not active and email is null and company is null))
 );
 create unique index customers_email_key on gateway.customers (lower(email));
 alter table gateway.customers enable row level security;
@@ -33,3 +36,5 @@ comment on column gateway.customers.company is 'Company, if any.';
 comment on column gateway.customers.time_zone is 'IANA zone in which the customer''s days and months begin, for limits and analytics.';
 comment on column gateway.customers.active is 'False suspends at once: every key of the customer is refused.';
 comment on column gateway.customers.created_at is 'When the customer was added.';
+comment on column gateway.customers.erased_at is 'When the person behind it was erased, for good: api.erase_customer does it. The row and the books stay.';
+comment on column gateway.customers.auth_user_id is 'The person''s id in Supabase Auth, once one of its access tokens was linked; empty: none.';

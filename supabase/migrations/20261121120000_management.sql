@@ -61,6 +61,13 @@ begin
 end
 $$;
 
+-- Nobody but its owner has anything to do there, either.
+create schema legacy;
+
+revoke all on schema legacy from public;
+
+comment on schema legacy is 'Read-only views under the names that other gateways'' documents use (users, usage_records, rate_limits, pricing, api_usage …), for people who come from there. Exposed to nobody.';
+
 comment on column gateway.settings.auth_sign_up is 'What a Supabase Auth token does whose person is no customer yet: off (refused), link (to the customer with its confirmed address), create (a customer, where none has the address).';
 
 comment on column gateway.settings.webhook_url is 'Where events are sent; empty: nowhere.';
@@ -98,6 +105,9 @@ comment on column gateway.retired_secrets.key_id is 'Whose secret it was. The ke
 comment on column gateway.retired_secrets.expires_at is 'Refused from here on.';
 
 create index requests_admitted_idx on gateway.requests (admitted_at desc, id);
+
+-- Why providers failed: of the few requests whose routes did. No update is made dearer: state is in an index already.
+create index requests_failed_idx on gateway.requests (admitted_at) where failed_routes is not null;
 
 -- What was paid in, without the charges, which are many.
 create index ledger_paid_idx on gateway.ledger_entries (customer_id) include (amount_usd) where request_id is null;
@@ -3922,6 +3932,970 @@ revoke all on function api.read_time_series(bigint, bigint, text, text, text, te
 grant execute on function api.read_time_series(bigint, bigint, text, text, text, text, text, boolean) to service_role;
 
 comment on function api.read_time_series(bigint, bigint, text, text, text, text, text, boolean) is 'Usage over time by hour, day or month, of a customer or of all, with what was left out filled in.';
+
+-- What the operator looks at in Studio. All of it is read only, reads what a question costs and no more (the sums by day and month, not the
+-- log), and runs with the rights of whoever asks: nobody but the owner has any.
+create function gateway.refuse_view_edit() returns trigger
+language plpgsql set search_path = ''
+as $$
+begin
+    raise exception '%.% is a view: it shows, and is not edited', tg_table_schema, tg_table_name
+        using errcode = 'restrict_violation', hint = tg_argv[0];
+end
+$$;
+
+comment on function gateway.refuse_view_edit() is 'Trigger: views are read only; its argument says where to edit instead.';
+
+revoke all on function gateway.refuse_view_edit() from public;
+
+create view gateway.customer_spend with (security_invoker = true) as
+with used as (
+    select p.customer_id,
+        p.per = 'month' as in_all,
+        p.per = 'month' and p.period = date_trunc('month', now() at time zone c.time_zone) as in_month,
+        p.per = 'day' as in_day,
+        p.requests, p.errors, p.total_tokens, p.cost_usd, p.charge_usd, p.uncollected_usd, p.last_request_at
+    from gateway.customers as c
+    join gateway.usage_periods as p on p.customer_id = c.id and p.grouped_by = 'all'
+        and (p.per = 'month' or (p.per = 'day' and p.period = date_trunc('day', now() at time zone c.time_zone)))
+    union all
+    -- what has come since the last closing
+    select r.customer_id, true,
+        r.bucket >= gateway.window_start('month', now(), c.time_zone), r.bucket >= gateway.window_start('day', now(), c.time_zone),
+        r.requests, r.errors, r.total_tokens, r.cost_usd, r.charge_usd, r.uncollected_usd, r.last_request_at
+    from gateway.find_live_usage(null, '-infinity', (select closed_until from gateway.usage_closing), 'infinity') as r
+    join gateway.customers as c on c.id = r.customer_id
+),
+summed as (
+    select customer_id,
+        sum(charge_usd) filter (where in_day) as spend_today_usd,
+        sum(charge_usd) filter (where in_month) as spend_this_month_usd,
+        sum(charge_usd) filter (where in_all) as spend_usd,
+        sum(requests) filter (where in_day) as requests_today,
+        sum(requests) filter (where in_month) as requests_this_month,
+        sum(requests) filter (where in_all) as requests,
+        sum(errors) filter (where in_month) as errors_this_month,
+        sum(total_tokens) filter (where in_month) as tokens_this_month,
+        sum(charge_usd - uncollected_usd - cost_usd) filter (where in_month) as margin_this_month_usd,
+        sum(uncollected_usd) filter (where in_all) as uncollected_usd,
+        max(last_request_at) as last_request_at
+    from used
+    group by customer_id
+)
+select c.id as customer_id, c.name, c.email, c.company, c.active, a.balance_usd, a.held_usd, a.balance_usd - a.held_usd as free_usd,
+    gateway.show_credits(a.balance_usd, s.credit_value_usd) as credits,
+    coalesce(u.spend_today_usd, 0) as spend_today_usd,
+    coalesce(u.spend_this_month_usd, 0) as spend_this_month_usd,
+    coalesce(u.spend_usd, 0) as spend_usd,
+    coalesce(u.requests_today, 0)::bigint as requests_today,
+    coalesce(u.requests_this_month, 0)::bigint as requests_this_month,
+    coalesce(u.requests, 0)::bigint as requests,
+    coalesce(u.errors_this_month, 0)::bigint as errors_this_month,
+    coalesce(u.tokens_this_month, 0)::bigint as tokens_this_month,
+    coalesce(u.margin_this_month_usd, 0) as margin_this_month_usd,
+    coalesce(u.uncollected_usd, 0) as uncollected_usd,
+    u.last_request_at
+from gateway.customers as c
+join gateway.accounts as a on a.customer_id = c.id
+cross join gateway.settings as s
+left join summed as u on u.customer_id = c.id;
+
+create trigger read_only instead of insert or update or delete on gateway.customer_spend
+    for each row execute function gateway.refuse_view_edit('Edit gateway.customers; change a balance with api.add_credits.');
+
+comment on view gateway.customer_spend is 'Who spends: every customer with balance, and what it spent today, this month and ever, in its own time zone. Exact up to the last request that has ended.';
+
+comment on column gateway.customer_spend.customer_id is 'The customer.';
+
+comment on column gateway.customer_spend.name is 'Display name.';
+
+comment on column gateway.customer_spend.email is 'Address.';
+
+comment on column gateway.customer_spend.company is 'Company, if any.';
+
+comment on column gateway.customer_spend.active is 'False: suspended.';
+
+comment on column gateway.customer_spend.balance_usd is 'What is paid in and not spent, in USD; what is held is still in it.';
+
+comment on column gateway.customer_spend.held_usd is 'Of it, what running requests hold.';
+
+comment on column gateway.customer_spend.free_usd is 'Of it, what a new request can have.';
+
+comment on column gateway.customer_spend.credits is 'The balance in credits, rounded down.';
+
+comment on column gateway.customer_spend.spend_today_usd is 'Charged today.';
+
+comment on column gateway.customer_spend.spend_this_month_usd is 'Charged this month.';
+
+comment on column gateway.customer_spend.spend_usd is 'Charged ever.';
+
+comment on column gateway.customer_spend.requests_today is 'Requests that have ended, of today.';
+
+comment on column gateway.customer_spend.requests_this_month is 'Requests that have ended, of this month.';
+
+comment on column gateway.customer_spend.requests is 'Requests that have ended, ever.';
+
+comment on column gateway.customer_spend.errors_this_month is 'Of this month''s requests, those that failed or expired.';
+
+comment on column gateway.customer_spend.tokens_this_month is 'Tokens of all classes, this month.';
+
+comment on column gateway.customer_spend.margin_this_month_usd is 'This month: what was collected less what the providers take.';
+
+comment on column gateway.customer_spend.uncollected_usd is 'Charged ever, and not to be had: the provider billed beyond the bound.';
+
+comment on column gateway.customer_spend.last_request_at is 'When the last request that has ended was admitted.';
+
+-- By the model alone and by the service alone: usage is summed by each, not by both.
+create view gateway.model_margin with (security_invoker = true) as
+select m.name as model, sum(u.requests)::bigint as requests, sum(u.errors)::bigint as errors,
+    sum(u.total_tokens)::bigint as tokens,
+    sum(u.input_tokens + u.cached_input_tokens + u.cache_write_tokens + u.audio_input_tokens + u.image_input_tokens)::bigint as input_tokens,
+    sum(u.output_tokens + u.audio_output_tokens + u.image_output_tokens)::bigint as output_tokens,
+    sum(u.cost_usd) as cost_usd, sum(u.charge_usd) as charge_usd, sum(u.uncollected_usd) as uncollected_usd,
+    sum(u.charge_usd - u.uncollected_usd - u.cost_usd) as margin_usd,
+    round(100 * sum(u.charge_usd - u.uncollected_usd - u.cost_usd) / nullif(sum(u.cost_usd), 0), 2) as margin_percent,
+    round(sum(u.latency_ms) / nullif(sum(u.latencies), 0)) as average_latency_ms
+from gateway.find_usage(null, null, 'month', 'model', 'UTC', gateway.window_start('month', now(), 'UTC'),
+                        gateway.window_end('month', gateway.window_start('month', now(), 'UTC'), 'UTC')) as u
+join gateway.models as m on m.id = u.model_id
+group by m.id, m.name
+having sum(u.requests) > 0;
+
+create trigger read_only instead of insert or update or delete on gateway.model_margin
+    for each row execute function gateway.refuse_view_edit('Prices are in gateway.prices, the commission in gateway.settings.');
+
+comment on view gateway.model_margin is 'What each model brings this month (UTC): requests, tokens, cost, charge, margin.';
+
+comment on column gateway.model_margin.model is 'The model that answered.';
+
+comment on column gateway.model_margin.requests is 'Requests that have ended.';
+
+comment on column gateway.model_margin.errors is 'Of these, those that failed or expired.';
+
+comment on column gateway.model_margin.tokens is 'Tokens of all classes.';
+
+comment on column gateway.model_margin.input_tokens is 'Of these, read: all input classes.';
+
+comment on column gateway.model_margin.output_tokens is 'Of these, answered: all output classes.';
+
+comment on column gateway.model_margin.cost_usd is 'What the providers take.';
+
+comment on column gateway.model_margin.charge_usd is 'What the customers owe.';
+
+comment on column gateway.model_margin.uncollected_usd is 'Of the charge, what could not be taken.';
+
+comment on column gateway.model_margin.margin_usd is 'What was collected less the cost.';
+
+comment on column gateway.model_margin.margin_percent is 'The margin in percent of the cost.';
+
+comment on column gateway.model_margin.average_latency_ms is 'From admission to the end, in milliseconds.';
+
+create view gateway.provider_margin with (security_invoker = true) as
+select s.provider, s.name as service, sum(u.requests)::bigint as requests, sum(u.total_tokens)::bigint as tokens,
+    sum(u.cost_usd) as cost_usd, sum(u.charge_usd) as charge_usd, sum(u.uncollected_usd) as uncollected_usd,
+    sum(u.charge_usd - u.uncollected_usd - u.cost_usd) as margin_usd,
+    round(100 * sum(u.charge_usd - u.uncollected_usd - u.cost_usd) / nullif(sum(u.cost_usd), 0), 2) as margin_percent
+from gateway.find_usage(null, null, 'month', 'service', 'UTC', gateway.window_start('month', now(), 'UTC'),
+                        gateway.window_end('month', gateway.window_start('month', now(), 'UTC'), 'UTC')) as u
+join gateway.services as s on s.id = u.service_id
+group by s.id, s.provider, s.name
+having sum(u.requests) > 0;
+
+create trigger read_only instead of insert or update or delete on gateway.provider_margin
+    for each row execute function gateway.refuse_view_edit('Services are in gateway.services, prices in gateway.prices.');
+
+comment on view gateway.provider_margin is 'What each provider and service brings this month (UTC), by the requests that it answered.';
+
+comment on column gateway.provider_margin.provider is 'The provider.';
+
+comment on column gateway.provider_margin.service is 'The service.';
+
+comment on column gateway.provider_margin.requests is 'Requests that it answered.';
+
+comment on column gateway.provider_margin.tokens is 'Tokens of all classes.';
+
+comment on column gateway.provider_margin.cost_usd is 'What the provider takes.';
+
+comment on column gateway.provider_margin.charge_usd is 'What the customers owe.';
+
+comment on column gateway.provider_margin.uncollected_usd is 'Of the charge, what could not be taken.';
+
+comment on column gateway.provider_margin.margin_usd is 'What was collected less the cost.';
+
+comment on column gateway.provider_margin.margin_percent is 'The margin in percent of the cost.';
+
+-- The figures come from the sums; only why is read from the log, through an index that holds nothing but the requests with a failed route.
+create view gateway.provider_errors with (security_invoker = true) as
+with used as (
+    select u.service_id, u.requests, u.failures, u.last_failure_at, u.period >= date_trunc('day', now() at time zone 'UTC') as is_today
+    from gateway.find_usage(null, null, 'day', 'service', 'UTC', gateway.window_start('day', now(), 'UTC') - interval '6 days',
+                            gateway.window_start('day', now(), 'UTC') + interval '1 day') as u
+),
+summed as (
+    select service_id,
+        sum(requests + failures) filter (where is_today) as attempts_today, sum(failures) filter (where is_today) as failures_today,
+        sum(requests + failures) as attempts_7_days, sum(failures) as failures_7_days, max(last_failure_at) as last_failure_at
+    from used
+    group by service_id
+),
+faults as (
+    select f.service_id, jsonb_object_agg(f.fault, f.times order by f.fault) as faults_7_days
+    from (
+        select (x.failed ->> 'service_id')::bigint as service_id,
+            concat_ws(' ', x.failed ->> 'fault', x.failed ->> 'status') as fault, count(*) as times
+        from gateway.requests as r
+        cross join lateral jsonb_array_elements(r.failed_routes) as x (failed)
+        where r.failed_routes is not null and r.admitted_at >= gateway.window_start('day', now(), 'UTC') - interval '6 days'
+        group by 1, 2
+    ) as f
+    group by f.service_id
+)
+select s.provider, s.name as service, s.active,
+    coalesce(u.attempts_today, 0)::bigint as attempts_today,
+    coalesce(u.failures_today, 0)::bigint as failures_today,
+    round(100.0 * u.failures_today / nullif(u.attempts_today, 0), 2) as failed_percent_today,
+    coalesce(u.attempts_7_days, 0)::bigint as attempts_7_days,
+    coalesce(u.failures_7_days, 0)::bigint as failures_7_days,
+    round(100.0 * u.failures_7_days / nullif(u.attempts_7_days, 0), 2) as failed_percent_7_days,
+    f.faults_7_days, u.last_failure_at
+from gateway.services as s
+left join summed as u on u.service_id = s.id
+left join faults as f on f.service_id = s.id
+where s.deleted_at is null or u.failures_7_days > 0;
+
+create trigger read_only instead of insert or update or delete on gateway.provider_errors
+    for each row execute function gateway.refuse_view_edit('Services are in gateway.services.');
+
+comment on view gateway.provider_errors is 'What fails: each provider''s services today and in seven days (UTC), today included, and why.';
+
+comment on column gateway.provider_errors.provider is 'The provider.';
+
+comment on column gateway.provider_errors.service is 'The service.';
+
+comment on column gateway.provider_errors.active is 'False: no request is routed to it.';
+
+comment on column gateway.provider_errors.attempts_today is 'Requests that it answered and those for which it failed, today.';
+
+comment on column gateway.provider_errors.failures_today is 'Of these, failed: whoever answered in the end. What the client got wrong doesn''t count.';
+
+comment on column gateway.provider_errors.failed_percent_today is 'Failed, in percent of the attempts.';
+
+comment on column gateway.provider_errors.attempts_7_days is 'The same in seven days.';
+
+comment on column gateway.provider_errors.failures_7_days is 'The same in seven days.';
+
+comment on column gateway.provider_errors.failed_percent_7_days is 'The same in seven days.';
+
+comment on column gateway.provider_errors.faults_7_days is 'Why, with the provider''s HTTP status where there was one, and how often in seven days; what the client got wrong included.';
+
+comment on column gateway.provider_errors.last_failure_at is 'When the last request was admitted for which it failed, in seven days.';
+
+-- A counter is there once something has been counted; so a window in which nothing was used shows no row.
+create view gateway.limit_usage with (security_invoker = true) as
+with running as (
+    select c.*, z.time_zone, gateway.window_end(c.per, c.window_start, z.time_zone) as resets_at, k.customer_id as key_customer_id
+    from gateway.limit_counters as c
+    left join gateway.api_keys as k on c.subject = 'key' and k.id = c.subject_id
+    left join gateway.customers as o on o.id = case c.subject when 'customer' then c.subject_id when 'key' then k.customer_id end
+    cross join lateral (select coalesce(o.time_zone, 'UTC') as time_zone) as z
+),
+limited as (
+    select c.*,
+        coalesce(l.requests, e.requests, case when d.applies and w.requests is null then s.default_requests_per_minute end) as most_requests,
+        coalesce(l.tokens, e.tokens, case when d.applies and w.tokens is null then s.default_tokens_per_minute end) as most_tokens,
+        coalesce(l.spend_usd, e.spend_usd) as most_spend_usd,
+        coalesce(l.warn_requests, e.warn_requests) as warn_requests,
+        coalesce(l.warn_tokens, e.warn_tokens) as warn_tokens,
+        coalesce(l.warn_spend_usd, e.warn_spend_usd) as warn_spend_usd
+    from running as c
+    cross join gateway.settings as s
+    -- the subject's own row, or that of the key and the model
+    left join gateway.limits as l on l.per = c.per and not l.each_model
+        and (l.key_id = c.subject_id and c.subject = 'key' and coalesce(l.model_id, 0) = c.model_id
+             or l.customer_id = c.subject_id and c.subject = 'customer'
+             or l.service_id = c.subject_id and c.subject = 'service')
+    -- else the key's row for each model, else the system's default, which gives way to what the key's rows say of the same window
+    left join gateway.limits as e on e.per = c.per and e.each_model and e.key_id = c.subject_id and c.subject = 'key' and c.model_id <> 0
+    left join gateway.limits as w on w.per = c.per and not w.each_model and w.model_id is null and w.key_id = c.subject_id
+        and c.subject = 'key' and c.model_id <> 0
+    cross join lateral (select c.subject = 'key' and c.model_id <> 0 and c.per = 'minute' as applies) as d
+    where c.resets_at > now()
+)
+select l.subject, l.subject_id,
+    case l.subject when 'key' then k.prefix || '… ' || k.name when 'customer' then c.name else s.name end as name,
+    o.name as customer, m.name as model, u.metric, l.per, u.used, u.soft, u.hard,
+    round(100 * u.used / nullif(coalesce(u.hard, u.soft), 0), 1) as percent,
+    case when u.used >= u.hard then 'full' when u.used >= u.soft then 'over the soft mark' when u.used >= 0.8 * coalesce(u.hard, u.soft) then 'near' else 'fine' end as state,
+    l.window_start, l.resets_at
+from limited as l
+cross join lateral (values
+    ('requests', l.requests::numeric, l.warn_requests::numeric, l.most_requests::numeric),
+    ('tokens', l.tokens, l.warn_tokens, l.most_tokens),
+    ('spend_usd', l.spend_usd, l.warn_spend_usd, l.most_spend_usd)
+) as u (metric, used, soft, hard)
+left join gateway.api_keys as k on l.subject = 'key' and k.id = l.subject_id
+left join gateway.customers as c on l.subject = 'customer' and c.id = l.subject_id
+left join gateway.customers as o on o.id = coalesce(k.customer_id, c.id)
+left join gateway.services as s on l.subject = 'service' and s.id = l.subject_id
+left join gateway.models as m on m.id = l.model_id
+where u.soft is not null or u.hard is not null;
+
+create trigger read_only instead of insert or update or delete on gateway.limit_usage
+    for each row execute function gateway.refuse_view_edit('Limits are in gateway.limits, the defaults in gateway.settings.');
+
+comment on view gateway.limit_usage is 'Every limited window that runs and in which something was used: what of it, of which limits.';
+
+comment on column gateway.limit_usage.subject is 'key, customer or service.';
+
+comment on column gateway.limit_usage.subject_id is 'Its id.';
+
+comment on column gateway.limit_usage.name is 'The key''s first characters and name, the customer''s or the service''s name.';
+
+comment on column gateway.limit_usage.customer is 'Whose key, or which customer.';
+
+comment on column gateway.limit_usage.model is 'With a key: the one model that is counted; empty: all.';
+
+comment on column gateway.limit_usage.metric is 'requests, tokens or spend_usd.';
+
+comment on column gateway.limit_usage.per is 'The window''s length.';
+
+comment on column gateway.limit_usage.used is 'What was used of it, running requests at their bound.';
+
+comment on column gateway.limit_usage.soft is 'Soft mark: beyond it requests are served with a warning.';
+
+comment on column gateway.limit_usage.hard is 'The limit: beyond it requests are refused.';
+
+comment on column gateway.limit_usage.percent is 'Used, in percent of the limit, or of the soft mark where there is no limit.';
+
+comment on column gateway.limit_usage.state is 'full, over the soft mark, near (80 percent) or fine.';
+
+comment on column gateway.limit_usage.window_start is 'When the window began.';
+
+comment on column gateway.limit_usage.resets_at is 'When the next one begins.';
+
+create view gateway.near_limits with (security_invoker = true) as
+select * from gateway.limit_usage where state <> 'fine';
+
+create trigger read_only instead of insert or update or delete on gateway.near_limits
+    for each row execute function gateway.refuse_view_edit('Limits are in gateway.limits, the defaults in gateway.settings.');
+
+comment on view gateway.near_limits is 'Who nears a limit: windows of which 80 percent or more are used, or whose soft mark is reached.';
+
+comment on column gateway.near_limits.subject is 'key, customer or service.';
+
+comment on column gateway.near_limits.subject_id is 'Its id.';
+
+comment on column gateway.near_limits.name is 'The key''s first characters and name, the customer''s or the service''s name.';
+
+comment on column gateway.near_limits.customer is 'Whose key, or which customer.';
+
+comment on column gateway.near_limits.model is 'With a key: the one model that is counted; empty: all.';
+
+comment on column gateway.near_limits.metric is 'requests, tokens or spend_usd.';
+
+comment on column gateway.near_limits.per is 'The window''s length.';
+
+comment on column gateway.near_limits.used is 'What was used of it, running requests at their bound.';
+
+comment on column gateway.near_limits.soft is 'Soft mark: beyond it requests are served with a warning.';
+
+comment on column gateway.near_limits.hard is 'The limit: beyond it requests are refused.';
+
+comment on column gateway.near_limits.percent is 'Used, in percent of the limit, or of the soft mark where there is no limit.';
+
+comment on column gateway.near_limits.state is 'full, over the soft mark, or near (80 percent).';
+
+comment on column gateway.near_limits.window_start is 'When the window began.';
+
+comment on column gateway.near_limits.resets_at is 'When the next one begins.';
+
+create view gateway.request_log with (security_invoker = true) as
+select r.admitted_at as at, r.id as request_id, c.name as customer, k.prefix as key_prefix, coalesce(m.name, r.requested_model) as model,
+    s.provider, s.name as service, r.endpoint, r.streamed,
+    case r.state when 'held' then 'running' when 'settled' then r.outcome else r.state end as status,
+    r.status as http_status, r.error_code, r.finish_reason,
+    coalesce(r.input_tokens, 0) + coalesce(r.cached_input_tokens, 0) + coalesce(r.cache_write_tokens, 0)
+    + coalesce(r.audio_input_tokens, 0) + coalesce(r.image_input_tokens, 0) as input_tokens,
+    coalesce(r.output_tokens, 0) + coalesce(r.audio_output_tokens, 0) + coalesce(r.image_output_tokens, 0) as output_tokens,
+    r.usage_estimated, r.hold_usd, r.cost_usd, r.charge_usd, r.uncollected_usd, r.latency_ms, r.time_to_first_token_ms,
+    r.requested_model, coalesce(jsonb_array_length(r.failed_routes), 0) as failed_routes, r.customer_id, r.key_id
+from gateway.requests as r
+left join gateway.customers as c on c.id = r.customer_id
+left join gateway.api_keys as k on k.id = r.key_id
+left join gateway.models as m on m.id = r.model_id
+left join gateway.services as s on s.id = r.service_id
+where r.admitted_at > now() - interval '7 days'
+order by r.admitted_at desc, r.id;
+
+create trigger read_only instead of insert or update or delete on gateway.request_log
+    for each row execute function gateway.refuse_view_edit('A request is never edited; give money back with api.add_credits.');
+
+comment on view gateway.request_log is 'The requests of the last seven days, newest first, in words. Never the content. Older ones are in gateway.requests.';
+
+comment on column gateway.request_log.at is 'When it was admitted.';
+
+comment on column gateway.request_log.request_id is 'Its id, as in x-request-id.';
+
+comment on column gateway.request_log.customer is 'Who pays.';
+
+comment on column gateway.request_log.key_prefix is 'First characters of the key that it came with.';
+
+comment on column gateway.request_log.model is 'The model that answered; while it runs, the first candidate.';
+
+comment on column gateway.request_log.provider is 'The provider that answered; empty where none did.';
+
+comment on column gateway.request_log.service is 'The service that answered; empty where none did.';
+
+comment on column gateway.request_log.endpoint is 'Which API: chat.completions, generate, ….';
+
+comment on column gateway.request_log.streamed is 'Whether the client asked for a stream.';
+
+comment on column gateway.request_log.status is 'running, succeeded, failed (not charged), cancelled (the client left), cut (the provider or the deadline ended it), expired (nobody settled it) or refused (a sample).';
+
+comment on column gateway.request_log.http_status is 'HTTP status that the client was given.';
+
+comment on column gateway.request_log.error_code is 'Error code that the client was given.';
+
+comment on column gateway.request_log.finish_reason is 'Why the answer ended, as the provider told.';
+
+comment on column gateway.request_log.input_tokens is 'Tokens read, of all input classes.';
+
+comment on column gateway.request_log.output_tokens is 'Tokens answered, of all output classes.';
+
+comment on column gateway.request_log.usage_estimated is 'True: the provider told no usage, and it was counted here.';
+
+comment on column gateway.request_log.hold_usd is 'Upper bound of the charge, held while it ran.';
+
+comment on column gateway.request_log.cost_usd is 'What the provider takes.';
+
+comment on column gateway.request_log.charge_usd is 'What the customer owes.';
+
+comment on column gateway.request_log.uncollected_usd is 'Of the charge, what could not be taken.';
+
+comment on column gateway.request_log.latency_ms is 'From admission to the end, in milliseconds.';
+
+comment on column gateway.request_log.time_to_first_token_ms is 'From admission to the provider''s first token, in milliseconds.';
+
+comment on column gateway.request_log.requested_model is 'What the client wrote.';
+
+comment on column gateway.request_log.failed_routes is 'How many routes were tried and failed.';
+
+comment on column gateway.request_log.customer_id is 'Who pays: the id.';
+
+comment on column gateway.request_log.key_id is 'The key''s id.';
+
+create view gateway.holds_outstanding with (security_invoker = true) as
+select r.id as request_id, c.name as customer, k.prefix as key_prefix, m.name as model, r.endpoint, r.streamed, r.hold_usd, r.admitted_at,
+    date_trunc('second', now() - r.admitted_at) as age, r.lease_until, r.lease_until < now() as orphaned, r.customer_id, r.key_id
+from gateway.requests as r
+left join gateway.customers as c on c.id = r.customer_id
+left join gateway.api_keys as k on k.id = r.key_id
+left join gateway.models as m on m.id = r.model_id
+where r.state = 'held'
+order by r.lease_until;
+
+create trigger read_only instead of insert or update or delete on gateway.holds_outstanding
+    for each row execute function gateway.refuse_view_edit('A hold ends with its request, or by api.expire_holds once its lease is over.');
+
+comment on view gateway.holds_outstanding is 'What runs now and holds money. Orphaned ones are ended by the next sweep: several minutes old, they mean that maintenance is not running.';
+
+comment on column gateway.holds_outstanding.request_id is 'The request.';
+
+comment on column gateway.holds_outstanding.customer is 'Whose money.';
+
+comment on column gateway.holds_outstanding.key_prefix is 'First characters of the key that it came with.';
+
+comment on column gateway.holds_outstanding.model is 'The first model that it may take.';
+
+comment on column gateway.holds_outstanding.endpoint is 'Which API: chat.completions, generate, ….';
+
+comment on column gateway.holds_outstanding.streamed is 'Whether the client asked for a stream.';
+
+comment on column gateway.holds_outstanding.hold_usd is 'Upper bound of the charge: what is held.';
+
+comment on column gateway.holds_outstanding.admitted_at is 'When it was admitted.';
+
+comment on column gateway.holds_outstanding.age is 'How long ago.';
+
+comment on column gateway.holds_outstanding.lease_until is 'From then on the sweeper may end the hold.';
+
+comment on column gateway.holds_outstanding.orphaned is 'True: the lease is over, and nobody settled it.';
+
+comment on column gateway.holds_outstanding.customer_id is 'Whose money: the id.';
+
+comment on column gateway.holds_outstanding.key_id is 'The key''s id.';
+
+create view gateway.ledger_readable with (security_invoker = true) as
+select e.created_at as at, c.name as customer, e.kind, e.amount_usd, e.balance_after_usd, e.request_id, e.reference, e.note, e.actor,
+    e.id as entry_id, e.customer_id
+from gateway.ledger_entries as e
+join gateway.customers as c on c.id = e.customer_id
+order by e.id desc;
+
+create trigger read_only instead of insert or update or delete on gateway.ledger_readable
+    for each row execute function gateway.refuse_view_edit('The books are append-only; correct a balance with api.add_credits.');
+
+comment on view gateway.ledger_readable is 'The books with their customers'' names, newest first.';
+
+comment on column gateway.ledger_readable.at is 'When.';
+
+comment on column gateway.ledger_readable.customer is 'Whose account.';
+
+comment on column gateway.ledger_readable.kind is 'credit (paid in), correction (by an admin), charge (of a request), late_settlement (of a request whose hold had expired).';
+
+comment on column gateway.ledger_readable.amount_usd is 'Positive raises the balance, negative lowers it.';
+
+comment on column gateway.ledger_readable.balance_after_usd is 'The balance after this entry.';
+
+comment on column gateway.ledger_readable.request_id is 'The request that it is for.';
+
+comment on column gateway.ledger_readable.reference is 'The payer''s or admin''s reference.';
+
+comment on column gateway.ledger_readable.note is 'Free text.';
+
+comment on column gateway.ledger_readable.actor is 'Who did it.';
+
+comment on column gateway.ledger_readable.entry_id is 'The entry; later ones of a customer have larger ids.';
+
+comment on column gateway.ledger_readable.customer_id is 'Whose account: the id.';
+
+create view gateway.price_list with (security_invoker = true) as
+select m.name as model, o.provider, o.upstream_model, s.name as service, m.active,
+    p.input as input_per_million_usd, p.cached_input as cached_input_per_million_usd, p.cache_write as cache_write_per_million_usd,
+    p.output as output_per_million_usd, p.audio_input as audio_input_per_million_usd, p.image_input as image_input_per_million_usd,
+    p.audio_output as audio_output_per_million_usd, p.image_output as image_output_per_million_usd,
+    p.per_request as per_request_usd, p.per_image as per_image_usd,
+    trim_scale(p.input * 0.000001) as input_per_token_usd, trim_scale(p.output * 0.000001) as output_per_token_usd,
+    p.effective_from, n.effective_from as next_price_from, p.source, p.source_date, p.id as price_id
+from gateway.offers as o
+join gateway.models as m on m.id = o.model_id
+join (
+    select distinct on (offer_id, service_id) *
+    from gateway.prices
+    where effective_from <= now()
+    order by offer_id, service_id, effective_from desc
+) as p on p.offer_id = o.id
+left join gateway.services as s on s.id = p.service_id
+left join lateral (
+    select min(f.effective_from) as effective_from
+    from gateway.prices as f
+    where f.offer_id = p.offer_id and f.service_id is not distinct from p.service_id and f.effective_from > now()
+) as n on true
+order by m.name, o.provider, s.name;
+
+create trigger read_only instead of insert or update or delete on gateway.price_list
+    for each row execute function gateway.refuse_view_edit('Edit gateway.prices: an edit there makes a new version.');
+
+comment on view gateway.price_list is 'The prices in force: what each provider takes for each model, before the commission.';
+
+comment on column gateway.price_list.model is 'The model in our catalogue.';
+
+comment on column gateway.price_list.provider is 'Who sells it.';
+
+comment on column gateway.price_list.upstream_model is 'What the provider calls it.';
+
+comment on column gateway.price_list.service is 'The service that alone has this price; empty: every service of the provider without one of its own.';
+
+comment on column gateway.price_list.active is 'False: the model is hidden and refused.';
+
+comment on column gateway.price_list.input_per_million_usd is 'USD per million input tokens.';
+
+comment on column gateway.price_list.cached_input_per_million_usd is 'USD per million input tokens read from the provider''s cache. Empty: as input.';
+
+comment on column gateway.price_list.cache_write_per_million_usd is 'USD per million input tokens written to the provider''s cache. Empty: as input.';
+
+comment on column gateway.price_list.output_per_million_usd is 'USD per million output tokens, reasoning included.';
+
+comment on column gateway.price_list.audio_input_per_million_usd is 'USD per million audio tokens read. Empty: as input.';
+
+comment on column gateway.price_list.image_input_per_million_usd is 'USD per million image tokens read. Empty: as input.';
+
+comment on column gateway.price_list.audio_output_per_million_usd is 'USD per million audio tokens answered. Empty: as output.';
+
+comment on column gateway.price_list.image_output_per_million_usd is 'USD per million image tokens answered. Empty: as output.';
+
+comment on column gateway.price_list.per_request_usd is 'USD for each request, beside its tokens.';
+
+comment on column gateway.price_list.per_image_usd is 'USD for each image made, beside its tokens.';
+
+comment on column gateway.price_list.input_per_token_usd is 'USD for one input token.';
+
+comment on column gateway.price_list.output_per_token_usd is 'USD for one output token.';
+
+comment on column gateway.price_list.effective_from is 'In force since.';
+
+comment on column gateway.price_list.next_price_from is 'When another price follows; empty: none is written yet.';
+
+comment on column gateway.price_list.source is 'Where the price was read.';
+
+comment on column gateway.price_list.source_date is 'When it was read there.';
+
+comment on column gateway.price_list.price_id is 'The version, in gateway.prices.';
+
+create view gateway.key_overview with (security_invoker = true) as
+with used as (
+    select p.key_id, p.requests, p.errors, p.total_tokens, p.charge_usd
+    from gateway.customers as c
+    join gateway.usage_periods as p on p.customer_id = c.id and p.per = 'month' and p.grouped_by = 'key'
+        and p.period = date_trunc('month', now() at time zone c.time_zone)
+    union all
+    select r.key_id, r.requests, r.errors, r.total_tokens, r.charge_usd
+    from gateway.find_live_usage(null, '-infinity', (select closed_until from gateway.usage_closing), 'infinity') as r
+    join gateway.customers as c on c.id = r.customer_id
+    where r.bucket >= gateway.window_start('month', now(), c.time_zone)
+),
+summed as (
+    select key_id, sum(requests) as requests, sum(errors) as errors, sum(total_tokens) as tokens, sum(charge_usd) as charge_usd
+    from used
+    group by key_id
+)
+select k.id as key_id, k.prefix, k.name, c.name as customer,
+    case
+        when k.revoked_at is not null then 'revoked'
+        when not k.active then 'switched off'
+        when k.expires_at <= now() then 'expired'
+        when not c.active then 'customer suspended'
+        else 'works'
+    end as state,
+    k.scopes,
+    case when k.allowed_models is not null then array(select m.name from gateway.models as m where m.id = any (k.allowed_models) order by m.name) end as allowed_models,
+    case when k.allowed_services is not null then array(select s.name from gateway.services as s where s.id = any (k.allowed_services) order by s.name) end as allowed_services,
+    (
+        select string_agg(concat_ws(' ',
+            concat_ws(', ', l.requests || ' requests', l.tokens || ' tokens', trim_scale(l.spend_usd) || ' USD'), 'a ' || l.per,
+            case when l.each_model then 'and model' else 'of ' || m.name end), '; ' order by l.id)
+        from gateway.limits as l
+        left join gateway.models as m on m.id = l.model_id
+        where l.key_id = k.id and num_nonnulls(l.requests, l.tokens, l.spend_usd) > 0
+    ) as limits,
+    k.expires_at, k.created_at, gateway.last_used_at(k.id) as last_used_at,
+    coalesce(u.requests, 0)::bigint as requests_this_month,
+    coalesce(u.errors, 0)::bigint as errors_this_month,
+    coalesce(u.tokens, 0)::bigint as tokens_this_month,
+    coalesce(u.charge_usd, 0) as spend_this_month_usd,
+    k.customer_id
+from gateway.api_keys as k
+left join gateway.customers as c on c.id = k.customer_id
+left join summed as u on u.key_id = k.id;
+
+create trigger read_only instead of insert or update or delete on gateway.key_overview
+    for each row execute function gateway.refuse_view_edit('Edit gateway.api_keys, and gateway.limits.');
+
+comment on view gateway.key_overview is 'Every key: whose, whether it works, what it may do, and what it used this month in its customer''s time zone.';
+
+comment on column gateway.key_overview.key_id is 'The key.';
+
+comment on column gateway.key_overview.prefix is 'Its first characters.';
+
+comment on column gateway.key_overview.name is 'What its owner calls it.';
+
+comment on column gateway.key_overview.customer is 'Who pays; empty for an operator''s key.';
+
+comment on column gateway.key_overview.state is 'works, switched off, expired, revoked (for good) or customer suspended.';
+
+comment on column gateway.key_overview.scopes is 'What it may do: chat, usage (its customer''s log), keys, billing, admin.';
+
+comment on column gateway.key_overview.allowed_models is 'The models that it may use; empty: all.';
+
+comment on column gateway.key_overview.allowed_services is 'The services that it may be routed to; empty: all.';
+
+comment on column gateway.key_overview.limits is 'Its own limits in words; what its customer and the settings say holds beside them.';
+
+comment on column gateway.key_overview.expires_at is 'Refused from here on; empty: never.';
+
+comment on column gateway.key_overview.created_at is 'When it was made.';
+
+comment on column gateway.key_overview.last_used_at is 'When the last of its requests that have ended was admitted.';
+
+comment on column gateway.key_overview.requests_this_month is 'Requests that have ended, this month.';
+
+comment on column gateway.key_overview.errors_this_month is 'Of these, those that failed or expired.';
+
+comment on column gateway.key_overview.tokens_this_month is 'Tokens of all classes, this month.';
+
+comment on column gateway.key_overview.spend_this_month_usd is 'Charged this month.';
+
+comment on column gateway.key_overview.customer_id is 'Who pays: the id.';
+
+-- What "a key" is in all of these: its first characters. The whole key is nowhere.
+
+-- The documents of the OpenRouter gateway: users, usage_records, rate_limits, rate_limit_usage, system_settings.
+
+create view legacy.users with (security_invoker = true) as
+select c.id, c.name, c.username, c.email, c.company,
+    (select k.prefix || '…' from gateway.api_keys as k where k.customer_id = c.id order by not k.active, k.id limit 1) as api_key,
+    gateway.show_credits(a.balance_usd, s.credit_value_usd) as credits, c.active as is_active, c.created_at
+from gateway.customers as c
+join gateway.accounts as a on a.customer_id = c.id
+cross join gateway.settings as s;
+
+create trigger read_only instead of insert or update or delete on legacy.users
+    for each row execute function gateway.refuse_view_edit('Edit gateway.customers; add credits with api.add_credits.');
+
+comment on view legacy.users is 'User accounts with key and credits: gateway.customers and gateway.accounts.';
+
+comment on column legacy.users.id is 'The customer''s id: user_id in the API.';
+
+comment on column legacy.users.name is 'Display name.';
+
+comment on column legacy.users.username is 'Unique name: the user header.';
+
+comment on column legacy.users.email is 'Address.';
+
+comment on column legacy.users.company is 'Company, if any.';
+
+comment on column legacy.users.api_key is 'First characters of the oldest key that is active, else of the oldest.';
+
+comment on column legacy.users.credits is 'The balance in credits, rounded down.';
+
+comment on column legacy.users.is_active is 'False: suspended.';
+
+comment on column legacy.users.created_at is 'When the user was added.';
+
+create view legacy.usage_records with (security_invoker = true) as
+select r.id, r.customer_id as user_id, k.prefix || '…' as api_key, coalesce(m.name, r.requested_model) as model, r.endpoint,
+    t.input_tokens as prompt_tokens, t.output_tokens as completion_tokens, t.input_tokens + t.output_tokens as tokens_used,
+    r.charge_usd as cost, r.admitted_at as "timestamp"
+from gateway.requests as r
+left join gateway.api_keys as k on k.id = r.key_id
+left join gateway.models as m on m.id = r.model_id
+cross join lateral (
+    select
+        coalesce(r.input_tokens, 0) + coalesce(r.cached_input_tokens, 0) + coalesce(r.cache_write_tokens, 0)
+        + coalesce(r.audio_input_tokens, 0) + coalesce(r.image_input_tokens, 0) as input_tokens,
+        coalesce(r.output_tokens, 0) + coalesce(r.audio_output_tokens, 0) + coalesce(r.image_output_tokens, 0) as output_tokens
+) as t
+where r.state in ('settled', 'expired')
+order by r.admitted_at desc, r.id;
+
+create trigger read_only instead of insert or update or delete on legacy.usage_records
+    for each row execute function gateway.refuse_view_edit('A request is never edited; give money back with api.add_credits.');
+
+comment on view legacy.usage_records is 'Every request that has ended, newest first. For sums use gateway.customer_spend and gateway.model_margin: they don''t read the log.';
+
+comment on column legacy.usage_records.id is 'The request''s id.';
+
+comment on column legacy.usage_records.user_id is 'Who pays.';
+
+comment on column legacy.usage_records.api_key is 'First characters of the key that it came with.';
+
+comment on column legacy.usage_records.model is 'The model that answered.';
+
+comment on column legacy.usage_records.endpoint is 'Which API: chat.completions, generate, ….';
+
+comment on column legacy.usage_records.prompt_tokens is 'Tokens read, of all classes.';
+
+comment on column legacy.usage_records.completion_tokens is 'Tokens answered, of all classes.';
+
+comment on column legacy.usage_records.tokens_used is 'Both.';
+
+comment on column legacy.usage_records.cost is 'What the user was charged, in USD.';
+
+comment on column legacy.usage_records."timestamp" is 'When it was admitted.';
+
+create view legacy.rate_limits with (security_invoker = true) as
+select k.customer_id as user_id, k.prefix || '…' as api_key,
+    coalesce(max(l.requests) filter (where l.per = 'minute'), max(s.default_requests_per_minute)) as requests_per_minute,
+    max(l.requests) filter (where l.per = 'hour') as requests_per_hour,
+    max(l.requests) filter (where l.per = 'day') as requests_per_day,
+    max(l.requests) filter (where l.per = 'month') as requests_per_month,
+    coalesce(max(l.tokens) filter (where l.per = 'minute'), max(s.default_tokens_per_minute)) as tokens_per_minute,
+    max(l.tokens) filter (where l.per = 'hour') as tokens_per_hour,
+    max(l.tokens) filter (where l.per = 'day') as tokens_per_day,
+    max(l.tokens) filter (where l.per = 'month') as tokens_per_month,
+    k.id as key_id
+from gateway.api_keys as k
+cross join gateway.settings as s
+left join gateway.limits as l on l.key_id = k.id and l.model_id is null and not l.each_model
+where k.customer_id is not null
+group by k.id;
+
+create trigger read_only instead of insert or update or delete on legacy.rate_limits
+    for each row execute function gateway.refuse_view_edit('Edit gateway.limits, or POST /admin/limit.');
+
+comment on view legacy.rate_limits is 'The limits of each key over all models, a row each; empty: none. All limits, also of customers, services and single models: gateway.limits.';
+
+comment on column legacy.rate_limits.user_id is 'Whose key.';
+
+comment on column legacy.rate_limits.api_key is 'First characters of the key.';
+
+comment on column legacy.rate_limits.requests_per_minute is 'Requests in a minute; without a row of the key''s own the system''s default, which is for each model by itself.';
+
+comment on column legacy.rate_limits.requests_per_hour is 'Requests in an hour.';
+
+comment on column legacy.rate_limits.requests_per_day is 'Requests in a day.';
+
+comment on column legacy.rate_limits.requests_per_month is 'Requests in a month.';
+
+comment on column legacy.rate_limits.tokens_per_minute is 'Tokens in a minute; without a row of the key''s own the system''s default, which is for each model by itself.';
+
+comment on column legacy.rate_limits.tokens_per_hour is 'Tokens in an hour.';
+
+comment on column legacy.rate_limits.tokens_per_day is 'Tokens in a day.';
+
+comment on column legacy.rate_limits.tokens_per_month is 'Tokens in a month.';
+
+comment on column legacy.rate_limits.key_id is 'The key.';
+
+create view legacy.rate_limit_usage with (security_invoker = true) as
+select k.customer_id as user_id, k.prefix || '…' as api_key, m.name as model, c.per as window_type, c.window_start,
+    gateway.window_end(c.per, c.window_start, o.time_zone) as window_end, c.requests as requests_count, c.tokens as tokens_count,
+    c.spend_usd as cost, k.id as key_id
+from gateway.limit_counters as c
+join gateway.api_keys as k on k.id = c.subject_id
+join gateway.customers as o on o.id = k.customer_id
+left join gateway.models as m on m.id = c.model_id
+where c.subject = 'key' and gateway.window_end(c.per, c.window_start, o.time_zone) > now();
+
+create trigger read_only instead of insert or update or delete on legacy.rate_limit_usage
+    for each row execute function gateway.refuse_view_edit('Counters are the engine''s; raise the limit in gateway.limits.');
+
+comment on view legacy.rate_limit_usage is 'What each limited key has used of the windows that run. With limits, and of customers and services too: gateway.limit_usage.';
+
+comment on column legacy.rate_limit_usage.user_id is 'Whose key.';
+
+comment on column legacy.rate_limit_usage.api_key is 'First characters of the key.';
+
+comment on column legacy.rate_limit_usage.model is 'The one model that is counted; empty: all.';
+
+comment on column legacy.rate_limit_usage.window_type is 'minute, hour, day or month.';
+
+comment on column legacy.rate_limit_usage.window_start is 'When the window began.';
+
+comment on column legacy.rate_limit_usage.window_end is 'When the next one begins.';
+
+comment on column legacy.rate_limit_usage.requests_count is 'Requests admitted in the window.';
+
+comment on column legacy.rate_limit_usage.tokens_count is 'Tokens used, those of running requests at their bound.';
+
+comment on column legacy.rate_limit_usage.cost is 'USD used, those of running requests at their hold.';
+
+comment on column legacy.rate_limit_usage.key_id is 'The key.';
+
+-- The row turned on its side, with the columns' own comments: a setting that is added shows here by itself.
+create view legacy.system_settings with (security_invoker = true) as
+select a.attname::text as key,
+    case when a.attname = 'webhook_secret' and v.value is not null then '(not shown)' else v.value end as value,
+    col_description(a.attrelid, a.attnum) as description
+from gateway.settings as s
+cross join lateral jsonb_each_text(to_jsonb(s)) as v
+join pg_catalog.pg_attribute as a
+    on a.attrelid = 'gateway.settings'::regclass and a.attname = v.key and a.attnum > 0 and not a.attisdropped
+where v.key <> 'singleton'
+order by a.attnum;
+
+create trigger read_only instead of insert or update or delete on legacy.system_settings
+    for each row execute function gateway.refuse_view_edit('Edit gateway.settings, or PATCH /admin/settings.');
+
+comment on view legacy.system_settings is 'The settings, a row each: gateway.settings. No secrets.';
+
+comment on column legacy.system_settings.key is 'The setting.';
+
+comment on column legacy.system_settings.value is 'What it is; empty: not set.';
+
+comment on column legacy.system_settings.description is 'What it does.';
+
+-- The documents of the multi-provider back end: "Users", "API_Keys", pricing, api_usage.
+
+create view legacy."Users" with (security_invoker = true) as
+select c.id, c.username as "User_name", c.created_at from gateway.customers as c;
+
+create trigger read_only instead of insert or update or delete on legacy."Users"
+    for each row execute function gateway.refuse_view_edit('Edit gateway.customers.');
+
+comment on view legacy."Users" is 'Who may call: gateway.customers by their user names.';
+
+comment on column legacy."Users".id is 'The customer''s id.';
+
+comment on column legacy."Users"."User_name" is 'What goes into the user header.';
+
+comment on column legacy."Users".created_at is 'When the user was added.';
+
+create view legacy."API_Keys" with (security_invoker = true) as
+select k.id, k.prefix || '…' as "API_key", c.username as "User_name", k.active, k.created_at
+from gateway.api_keys as k
+join gateway.customers as c on c.id = k.customer_id
+where k.revoked_at is null;
+
+create trigger read_only instead of insert or update or delete on legacy."API_Keys"
+    for each row execute function gateway.refuse_view_edit('Edit gateway.api_keys; make a key with POST /api/keys.');
+
+comment on view legacy."API_Keys" is 'The keys that are not revoked, by their users'' names: gateway.api_keys.';
+
+comment on column legacy."API_Keys".id is 'The key''s id.';
+
+comment on column legacy."API_Keys"."API_key" is 'First characters of the key.';
+
+comment on column legacy."API_Keys"."User_name" is 'Whose key.';
+
+comment on column legacy."API_Keys".active is 'False: refused until switched on again.';
+
+comment on column legacy."API_Keys".created_at is 'When it was made.';
+
+create view legacy.pricing with (security_invoker = true) as
+select p.provider, p.model, greatest(p.input_per_token_usd, p.output_per_token_usd) as price_per_token,
+    p.input_per_token_usd as input_price_per_token, p.output_per_token_usd as output_price_per_token, p.effective_from
+from gateway.price_list as p
+where p.service is null;
+
+create trigger read_only instead of insert or update or delete on legacy.pricing
+    for each row execute function gateway.refuse_view_edit('Edit gateway.prices: an edit there makes a new version.');
+
+comment on view legacy.pricing is 'The prices in force, by the token and before the commission: gateway.prices.';
+
+comment on column legacy.pricing.provider is 'The provider.';
+
+comment on column legacy.pricing.model is 'The model.';
+
+comment on column legacy.pricing.price_per_token is 'USD for a token of either kind at most: the dearer of the two. Requests are charged by the two, each by itself.';
+
+comment on column legacy.pricing.input_price_per_token is 'USD for an input token.';
+
+comment on column legacy.pricing.output_price_per_token is 'USD for an output token.';
+
+comment on column legacy.pricing.effective_from is 'In force since.';
+
+create view legacy.api_usage with (security_invoker = true) as
+select r.id, k.prefix || '…' as api_key, c.username as "user", s.provider, coalesce(m.name, r.requested_model) as model,
+    t.input_tokens, t.output_tokens, t.input_tokens + t.output_tokens as total_tokens, r.cost_usd as price, r.admitted_at as created_at
+from gateway.requests as r
+join gateway.services as s on s.id = r.service_id
+left join gateway.api_keys as k on k.id = r.key_id
+left join gateway.customers as c on c.id = r.customer_id
+left join gateway.models as m on m.id = r.model_id
+cross join lateral (
+    select
+        coalesce(r.input_tokens, 0) + coalesce(r.cached_input_tokens, 0) + coalesce(r.cache_write_tokens, 0)
+        + coalesce(r.audio_input_tokens, 0) + coalesce(r.image_input_tokens, 0) as input_tokens,
+        coalesce(r.output_tokens, 0) + coalesce(r.audio_output_tokens, 0) + coalesce(r.image_output_tokens, 0) as output_tokens
+) as t
+where r.state = 'settled'
+order by r.admitted_at desc, r.id;
+
+create trigger read_only instead of insert or update or delete on legacy.api_usage
+    for each row execute function gateway.refuse_view_edit('A request is never edited; give money back with api.add_credits.');
+
+comment on view legacy.api_usage is 'Every request that a provider answered, newest first. For sums use gateway.customer_spend and gateway.model_margin: they don''t read the log.';
+
+comment on column legacy.api_usage.id is 'The request''s id.';
+
+comment on column legacy.api_usage.api_key is 'First characters of the key that it came with.';
+
+comment on column legacy.api_usage."user" is 'Whose key.';
+
+comment on column legacy.api_usage.provider is 'The provider that answered.';
+
+comment on column legacy.api_usage.model is 'The model that answered.';
+
+comment on column legacy.api_usage.input_tokens is 'Tokens read, of all classes.';
+
+comment on column legacy.api_usage.output_tokens is 'Tokens answered, of all classes.';
+
+comment on column legacy.api_usage.total_tokens is 'Both.';
+
+comment on column legacy.api_usage.price is 'What the provider takes, in USD, before the commission, as base_price of GET /api/usage.';
+
+comment on column legacy.api_usage.created_at is 'When it was admitted.';
 
 -- Nobody reads or writes a table but its owner: the functions of schema api run as that, and so does Studio. Row level security alone says
 -- so too, by having no policy; a restrictive one that never holds stays true when somebody adds a permissive one, and costs nothing.

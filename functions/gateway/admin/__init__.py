@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gateway.admin.catalogue import Catalogue
 from gateway.admin.customers import Customers
+from gateway.admin.price_import import PriceImport
 from gateway.admin.services import Services
 from gateway.admin.system import System
 from gateway.http import Operation
@@ -19,6 +20,7 @@ from gateway.schemas.admin import (
     CreateServiceRequest,
     CreateUserRequest,
     SetLimitsRequest,
+    UpdateCustomerRequest,
     UpdateServiceRequest,
 )
 
@@ -58,6 +60,10 @@ def operations(process: Process) -> Sequence[Operation]:
 
     return (
         route("POST", "/customers", customers.create, "Add a customer", CreateCustomerRequest, status=201),
+        route("GET", "/admin/customers", customers.list, "List customers"),
+        route("GET", "/admin/customers/{id}", customers.read, "Read a customer"),
+        route("PATCH", "/admin/customers/{id}", customers.update, "Change a customer", UpdateCustomerRequest),
+        route("DELETE", "/admin/customers/{id}", customers.erase, "Erase a person"),
         route(
             "POST",
             "/admin/create_user",
@@ -78,7 +84,9 @@ def operations(process: Process) -> Sequence[Operation]:
         route("POST", "/admin/models", catalogue.create_model, "Add a model", CreateModelRequest, status=201),
         route("GET", "/admin/prices", catalogue.list_prices, "List versions of prices"),
         route("POST", "/admin/prices", catalogue.create_price, "Set a price", CreatePriceRequest, status=201),
+        route("POST", "/admin/prices/import", PriceImport(process).import_prices, "Import a price list"),
         route("GET", "/admin/settings", system.read_settings, "Read the settings"),
         route("PATCH", "/admin/settings", system.change_settings, "Change settings", ChangeSettingsRequest),
+        route("GET", "/admin/audit", system.list_audit, "Read who changed what"),
         route("GET", "/admin/ledger/check", system.check_ledger, "Recompute the books"),
     )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.admin.refusals import client_key_hash, invalid_amount, named, taken, unknown
+from gateway.admin.refusals import client_key_hash, erased, invalid_amount, named, taken, unknown
 from gateway.auth import key_hash, key_prefix, new_key
 from gateway.database.client import DatabaseError
-from gateway.errors import Conflict
-from gateway.http import JSONResponse, read_model
-from gateway.paging import Page
-from gateway.refusals import accept
+from gateway.errors import Conflict, Unprocessable
+from gateway.http import JSONResponse, read_model, validate
+from gateway.paging import Page, path_id
+from gateway.refusals import accept, found
 from gateway.schemas.admin import (
     AddCreditsRequest,
     CreateCustomerRequest,
     CreateUserRequest,
     SetLimitsRequest,
+    UpdateCustomerRequest,
 )
+from gateway.schemas.admin_queries import SearchQuery
 from gateway.schemas.values import as_sent
 
 if TYPE_CHECKING:
@@ -54,6 +56,48 @@ class Customers:
         )
         shown = ("id", "name", "email", "company", "username", "created_at")
         return JSONResponse({name: told[name] for name in shown}, status_code=201)
+
+    async def list(self, request: Request, _principal: Principal) -> Response:
+        """GET /admin/customers: `?q=` searches names and addresses, `?active=` is true or false."""
+        query = validate(SearchQuery, dict(request.query_params))
+        page = Page.read(request)
+        rows = await self._database.list_customers(
+            limit=page.wanted, after=page.cursor or 0, query=query.q, active=query.active
+        )
+        return JSONResponse(page.listed(rows))
+
+    async def read(self, request: Request, _principal: Principal) -> Response:
+        """GET /admin/customers/{id}."""
+        rows = await self._database.list_customers(customer_id=path_id(request, "customer"))
+        return JSONResponse(found(next(iter(rows), None), unknown("customer")))
+
+    async def update(self, request: Request, principal: Principal) -> Response:
+        """PATCH /admin/customers/{id}. `active` false suspends at once."""
+        customer_id = path_id(request, "customer")
+        asked, _ = await read_model(request, UpdateCustomerRequest)
+        told = accept(
+            await self._database.update_customer(
+                customer_id, asked.model_dump(exclude_unset=True), actor=principal.actor
+            ),
+            unknown_customer=unknown("customer"),
+            erased_customer=erased(),
+            email_taken=taken("email"),
+            username_taken=taken("username"),
+            unknown_time_zone=Unprocessable(
+                "time_zone must be the name of a time zone, such as Asia/Kolkata.",
+                code="unknown_time_zone",
+                param="time_zone",
+            ),
+        )
+        return JSONResponse(told)
+
+    async def erase(self, request: Request, principal: Principal) -> Response:
+        """DELETE /admin/customers/{id}: forgets the person and keeps the books."""
+        told = accept(
+            await self._database.erase_customer(path_id(request, "customer"), actor=principal.actor),
+            unknown_customer=unknown("customer"),
+        )
+        return JSONResponse(told)
 
     async def create_user(self, request: Request, principal: Principal) -> Response:
         """POST /admin/create_user."""
@@ -101,6 +145,7 @@ class Customers:
                 actor=principal.actor,
             ),
             unknown_customer=unknown("customer", param=named(asked, "user_id", "api_key", "email")),
+            erased_customer=erased(param=named(asked, "user_id", "api_key", "email")),
             invalid_amount=invalid_amount(named(asked, "usd", "credits")),
             reference_conflict=Conflict(
                 "Another amount was booked under this reference.",

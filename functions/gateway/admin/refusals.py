@@ -15,6 +15,10 @@ def unknown(what: str, *, param: str | None = None, code: str | None = None) -> 
     return NotFound(f"There is no such {what}.", code=code or f"{what}_not_found", param=param)
 
 
+def erased(*, param: str | None = None) -> Conflict:
+    return Conflict("This customer is erased.", code="customer_erased", param=param)
+
+
 def taken(param: str) -> Conflict:
     return Conflict(f"This {param} is taken.", code=f"{param}_taken", param=param)
 

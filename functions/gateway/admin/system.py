@@ -1,4 +1,4 @@
-"""The settings of the whole, and the proof that its books add up."""
+"""The settings of the whole, who changed what, and the proof that the books add up."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from gateway import webhook_endpoint
 from gateway.errors import Unprocessable
-from gateway.http import JSONResponse, read_model
+from gateway.http import JSONResponse, read_model, validate
+from gateway.paging import Page
 from gateway.refusals import accept
 from gateway.schemas.admin import ChangeSettingsRequest
+from gateway.schemas.admin_queries import AuditQuery
 from gateway.schemas.values import as_sent
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class System:
-    """The settings of the whole, and the proof that its books add up."""
+    """The settings of the whole, who changed what, and the proof that the books add up."""
 
     def __init__(self, process: Process) -> None:
         self._database = process.database
@@ -48,6 +50,21 @@ class System:
             ),
         )
         return JSONResponse(told)
+
+    async def list_audit(self, request: Request, _principal: Principal) -> Response:
+        """GET /admin/audit, the newest first."""
+        query = validate(AuditQuery, dict(request.query_params))
+        page = Page.read(request)
+        rows = await self._database.list_audit(
+            limit=page.wanted,
+            before=page.cursor,
+            entity=query.entity,
+            entity_id=query.entity_id,
+            by=query.actor,
+            start=query.from_,
+            end=query.to,
+        )
+        return JSONResponse(page.listed(rows))
 
     async def check_ledger(self, _request: Request, _principal: Principal) -> Response:
         """GET /admin/ledger/check."""

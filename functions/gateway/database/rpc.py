@@ -685,6 +685,14 @@ class Database:
             },
         )
 
+    # Analytics
+
+    async def close_usage(self, *, limit: int = 20_000) -> JSONObject:
+        return await self._object("close_usage", limit=limit)
+
+    async def read_admin_monitor(self) -> JSONObject:
+        return await self._object("read_admin_monitor")
+
     async def _objects(self, function: str, **parameters: Any) -> list[JSONObject]:
         told: list[JSONObject] = await self._call(function, **parameters)
         return told

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from gateway.errors import Conflict, NotFound, Unprocessable
 from gateway.openapi.routes import PAGE, Parameter, Route, Routes, path_id, unknown
+from gateway.schemas.admin_queries import Entity
 from gateway.schemas.answers import admin as answers
 
 _SERVICE = (path_id("service"),)
@@ -32,6 +35,15 @@ def _taken(param: str) -> Conflict:
     return Conflict(f"This {param} is taken.", code=f"{param}_taken", param=param)
 
 
+_CUSTOMER = (path_id("customer"),)
+_NO_CUSTOMER = unknown("customer")
+_ERASED = Conflict("This customer is erased.", code="customer_erased")
+_ACTIVE = Parameter("active", "query", "Those that are, or are not.", {"type": "boolean"}, True)
+_TEXT = {"type": "string", "minLength": 1, "maxLength": 320}
+_ENTITY = {"type": "string", "enum": list(get_args(Entity))}
+_ENTITY_ID = {"type": "string", "pattern": "^[0-9]{1,19}$"}
+_MOMENT = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "format": "date"}]}
+
 ROUTES: Routes = {
     "POST /customers": Route(
         answer=answers.CreatedCustomer,
@@ -39,6 +51,54 @@ ROUTES: Routes = {
         description="The username is the email unless another is given.",
         request={"name": "Ada", "email": "ada@example.com", "company": "Analytical Engines"},
         refusals=(_taken("email"), _taken("username")),
+    ),
+    "GET /admin/customers": Route(
+        answer=answers.CustomerList,
+        tokens=True,
+        parameters=(
+            *PAGE,
+            Parameter(
+                "q",
+                "query",
+                "To be found, in any case, in name, username, email or company.",
+                _TEXT,
+                "ada",
+            ),
+            _ACTIVE,
+        ),
+        refusals=(Unprocessable("active: must be true or false", param="active"),),
+    ),
+    "GET /admin/customers/{id}": Route(
+        answer=answers.Customer, tokens=True, parameters=_CUSTOMER, refusals=(_NO_CUSTOMER,)
+    ),
+    "PATCH /admin/customers/{id}": Route(
+        answer=answers.Customer,
+        tokens=True,
+        description="A field that is absent stays as it is. `active` false suspends at once: the next "
+        "call is refused, running ones end as they would.",
+        parameters=_CUSTOMER,
+        request={"active": False},
+        refusals=(
+            _NO_CUSTOMER,
+            _taken("email"),
+            _taken("username"),
+            _ERASED,
+            Unprocessable(
+                "time_zone must be the name of a time zone, such as Asia/Kolkata.",
+                code="unknown_time_zone",
+                param="time_zone",
+            ),
+        ),
+    ),
+    "DELETE /admin/customers/{id}": Route(
+        answer=answers.Customer,
+        tokens=True,
+        description="Erases the person, for good: name, username, email, company, the link to Supabase Auth, "
+        "the names of its keys and the notes of its payments, in the audit log too. Its keys are revoked. "
+        "Balance, entries with their references, the log of calls and the sums stay. A second time changes "
+        "nothing.",
+        parameters=_CUSTOMER,
+        refusals=(_NO_CUSTOMER,),
     ),
     "POST /admin/create_user": Route(
         answer=answers.CreatedUser,
@@ -61,6 +121,7 @@ ROUTES: Routes = {
         refusals=(
             unknown("customer", param="email"),
             unknown("key", param="api_key"),
+            _ERASED,
             Conflict(
                 "Another amount was booked under this reference.",
                 code="reference_conflict",
@@ -109,7 +170,7 @@ ROUTES: Routes = {
         request={
             "name": "openai",
             "provider": "openai",
-            "provider_key": "sk-proj-…",
+            "provider_key": "sk-proj-a-key-of-yours",
             "enabled_models": ["gpt-4o-mini"],
         },
         refusals=(_taken("name"), _BASE_URL, _KEY_REQUIRED, _NOT_OFFERED),
@@ -188,8 +249,38 @@ ROUTES: Routes = {
     "PATCH /admin/settings": Route(
         answer=answers.SettingsAnswer,
         tokens=True,
-        description="A field that is absent stays as it is; null of a default limit: none.",
+        description="A field that is absent stays as it is; null of a default limit: none, of a retention: "
+        "for ever. `webhook_secret` (`whsec_` and base64, or a text, of 24 to 64 bytes) is kept sealed and "
+        "never shown.",
         request={"commission_percent": "5", "default_requests_per_minute": 60},
+        refusals=(
+            Unprocessable(
+                "A webhook_url needs a webhook_secret: what is sent there is signed.",
+                code="webhook_secret_required",
+                param="webhook_secret",
+            ),
+            Unprocessable("webhook_url must be https.", code="invalid_webhook_url", param="webhook_url"),
+            Unprocessable(
+                "webhook_secret must have from 24 to 64 bytes.",
+                code="invalid_webhook_secret",
+                param="webhook_secret",
+            ),
+        ),
+    ),
+    "GET /admin/audit": Route(
+        answer=answers.AuditList,
+        tokens=True,
+        description="Every change of settings, customers, keys, services, routes, models, offers, prices and "
+        "limits, by the API or by hand, the newest first. No secrets.",
+        parameters=(
+            *PAGE,
+            Parameter("entity", "query", "Of this table.", _ENTITY, "settings"),
+            Parameter("entity_id", "query", "Of this row.", _ENTITY_ID, "1"),
+            Parameter("actor", "query", "By this one.", _TEXT, "postgres"),
+            Parameter("from", "query", "From then on.", _MOMENT, "2026-11-01"),
+            Parameter("to", "query", "Until before then.", _MOMENT, "2026-12-01"),
+        ),
+        refusals=(Unprocessable("from: must be a time or a date", param="from"),),
     ),
     "GET /admin/ledger/check": Route(
         answer=answers.LedgerCheck,

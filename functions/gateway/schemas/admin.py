@@ -62,6 +62,20 @@ class CreateCustomerRequest(Body):
     username: Username | None = None
 
 
+class UpdateCustomerRequest(Patch):
+    """The body of PATCH /admin/customers/{id}. `active` false suspends at once."""
+
+    nullable: ClassVar[frozenset[str]] = frozenset({"email", "company"})
+
+    name: Name | None = None
+    username: Username | None = None
+    email: Email | None = None
+    company: Name | None = None
+    time_zone: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """Of the IANA database. Days and months begin in it, from then on."""
+    active: bool | None = None
+
+
 class CreateUserRequest(Body):
     """The body of POST /admin/create_user: a customer, its first key, credits and limits of that key."""
 

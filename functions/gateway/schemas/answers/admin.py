@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,29 @@ class CreatedCustomer(Answer):
     company: str | None
     username: str = Field(examples=["ada@example.com"])
     created_at: Time
+
+
+class Customer(Answer):
+    """A customer, with its account."""
+
+    id: Id
+    name: str = Field(examples=["Ada"])
+    username: str = Field(examples=["ada@example.com"])
+    email: str | None = Field(examples=["ada@example.com"])
+    company: str | None
+    time_zone: str = Field(description="Its days and months begin in it.", examples=["Europe/London"])
+    active: bool = Field(description="False: suspended; each of its keys is refused.")
+    created_at: Time
+    erased_at: Time | None = Field(description="When the person was erased, for good. The books stay.")
+    signs_in: bool = Field(description="Whether a person of Supabase Auth is linked to it.")
+    credits: Credits
+    balance_usd: Usd
+    held_usd: Usd
+    active_keys: Count
+
+
+class CustomerList(Page[Customer]):
+    """Customers by id."""
 
 
 class CreatedUser(Success):
@@ -149,6 +172,49 @@ class PriceList(Page[Price]):
     """Versions of prices, the newest first."""
 
 
+class PriceStep(Answer):
+    """A class's price before and after, as PricesAnswer has it.
+
+    Null: it has none, and costs what its base class does.
+    """
+
+    old: Usd | None
+    new: Usd | None
+
+
+class ChangedPrice(Answer):
+    """An offer whose price changes, by class."""
+
+    model: str = Field(examples=["gpt-4o-mini"])
+    provider: str = Field(examples=["openai"])
+    changes: dict[str, PriceStep] = Field(examples=[{"output": {"old": "0.6", "new": "0.5"}}])
+
+
+class AddedOffer(Answer):
+    """An offer that was not there."""
+
+    model: str = Field(examples=["gpt-4o-mini"])
+    provider: str = Field(examples=["openai"])
+
+
+class PriceImport(Answer):
+    """What a price list changes, or with `dry_run` would change.
+
+    Each line is an offer added, a price changed, or unchanged.
+    """
+
+    dry_run: bool
+    lines: Count
+    models_added: list[str] = Field(examples=[["gpt-4o-mini"]])
+    offers_added: list[AddedOffer]
+    prices_changed: list[ChangedPrice]
+    unchanged: Count
+    warnings: list[str] = Field(
+        description="What is odd and may be right all the same.",
+        examples=[["line 4, cached_input: is more than input"]],
+    )
+
+
 class OfferAnswer(Answer):
     """A provider that sells a model."""
 
@@ -188,6 +254,39 @@ class SettingsAnswer(Answer):
     default_requests_per_minute: Count | None = Field(examples=[60])
     default_tokens_per_minute: Count | None
     expired_hold_policy: Literal["release", "charge"]
+    auth_sign_up: Literal["off", "link", "create"] = Field(
+        description="What an access token of Supabase Auth does whose person is no customer yet."
+    )
+    webhook_url: str | None = Field(examples=["https://hooks.example.com/sluice"])
+    webhook_secret_set: bool = Field(description="The secret itself is never shown.")
+    log_retention_months: int | None = Field(description="Null: the log is kept for ever.")
+    usage_detail_days: int | None = Field(
+        description="For how many days usage is kept by the quarter of an hour; null: for ever.",
+        examples=[93],
+    )
+
+
+class AuditRecord(Answer):
+    """A change of one row.
+
+    Of an update `before` and `after` hold what changed, of a secret only that it did.
+    """
+
+    id: Id
+    at: Time
+    actor: str = Field(
+        description="A key, a person of Supabase Auth or, of an edit by hand, the database role.",
+        examples=["key sk_AlwVbh…"],
+    )
+    action: Literal["insert", "update", "delete"]
+    entity: str = Field(description="The table.", examples=["settings"])
+    entity_id: str = Field(examples=["1"])
+    before: dict[str, Any] | None = Field(examples=[{"commission_percent": 5}])
+    after: dict[str, Any] | None = Field(examples=[{"commission_percent": 7}])
+
+
+class AuditList(Page[AuditRecord]):
+    """Changes, the newest first."""
 
 
 class LedgerMismatch(Answer):
