@@ -13,7 +13,7 @@ from infra.local.database import build_from_sources, create_database, create_rol
 from infra.local.postgres import EmbeddedPostgres, binaries
 from infra.local.processes import StackError
 
-SCHEMAS = ("gateway", "api")
+SCHEMAS = ("gateway", "api", "legacy")
 # pg_dump brackets its output with a random word against injection; it differs at every run.
 _RANDOM_LINE = re.compile(r"^\\(un)?restrict .*\n", re.MULTILINE)
 

@@ -52,6 +52,8 @@ create table gateway.requests (
 create index requests_customer_idx on gateway.requests (customer_id, admitted_at desc);
 create index requests_admitted_idx on gateway.requests (admitted_at desc, id);
 create index requests_lease_idx on gateway.requests (lease_until) where state = 'held';
+-- Why providers failed: of the few requests whose routes did. No update is made dearer: state is in an index already.
+create index requests_failed_idx on gateway.requests (admitted_at) where failed_routes is not null;
 alter table gateway.requests enable row level security;
 
 comment on table gateway.requests is 'Every admitted request: its hold while it runs, its record afterwards. Refused ones are counted in refusal_rollups, and here by a sample. Never the content. Written by the engine''s functions only.';

@@ -24,13 +24,13 @@ EXECUTABLE: dict[str, frozenset[str]] = {"anon": frozenset(), "authenticated": f
 
 RELATIONS = """
     select n.nspname, c.relname from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
-    where n.nspname in ('gateway', 'api') and c.relkind in ('r', 'p', 'v', 'm', 'f') order by 1, 2
+    where n.nspname in ('gateway', 'api', 'legacy') and c.relkind in ('r', 'p', 'v', 'm', 'f') order by 1, 2
 """
 FUNCTIONS = """
     select p.oid, n.nspname, p.proname, p.prosecdef, p.proconfig, l.lanname, p.oid::regprocedure::text
     from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
     join pg_language as l on l.oid = p.prolang
-    where n.nspname in ('gateway', 'api') order by 2, 3
+    where n.nspname in ('gateway', 'api', 'legacy') order by 2, 3
 """
 
 
@@ -47,7 +47,7 @@ def test_every_table_is_closed(module_engine: Engine, module_database: Database,
             name = sql.Identifier(schema, table)
             column = module_engine.value(
                 "select attname from pg_attribute where attrelid = %s::regclass and attnum = 1",
-                f"{schema}.{table}",
+                f'{schema}."{table}"',
             )
             for statement in (
                 sql.SQL("select from {}").format(name),
@@ -66,7 +66,7 @@ def test_no_grant_reaches_a_table_a_column_or_a_sequence(module_engine: Engine, 
     grantee = 0 if role == "public" else module_engine.value("select %s::regrole::oid", role)
     grants = module_engine.query(
         "with ours as (select * from pg_class"
-        " where relnamespace in ('gateway'::regnamespace, 'api'::regnamespace))"
+        " where relnamespace in ('gateway'::regnamespace, 'api'::regnamespace, 'legacy'::regnamespace))"
         " select c.relname from ours as c cross join lateral aclexplode(c.relacl) as a where a.grantee = %s"
         " union all"
         " select t.attname from pg_attribute as t join ours as c on c.oid = t.attrelid"
@@ -151,7 +151,7 @@ def test_the_authenticator_itself_may_do_nothing(module_database: Database) -> N
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
 def test_a_browser_cannot_make_tables_in_our_schemas(module_database: Database, role: str) -> None:
     with module_database.as_role(role) as connection:
-        for schema in ("gateway", "api"):
+        for schema in ("gateway", "api", "legacy"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(f"create table {schema}.mine (id int)".encode())
 
