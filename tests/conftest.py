@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.fixtures.auth_server import auth_server, auth_server_process
 from tests.fixtures.database import (
     database,
     database_template,
@@ -14,6 +15,8 @@ from tests.fixtures.database import (
 from tests.fixtures.simulator import simulator, simulator_server
 
 __all__ = [
+    "auth_server",
+    "auth_server_process",
     "database",
     "database_template",
     "module_database",
