@@ -30,6 +30,7 @@ class Sweep:
     released_usd: Decimal = Decimal(0)
     partitions_made: tuple[str, ...] = ()
     idempotency_keys_forgotten: int = 0
+    retired_secrets_forgotten: int = 0
     usage_rows_closed: int = 0
 
     def as_json(self) -> dict[str, Any]:
@@ -63,7 +64,7 @@ async def run_once(process: Process) -> Sweep:
     sweep = Sweep()
     failures: list[DatabaseError] = []
     # Replayed first: a settlement in time is better than one after its hold has expired.
-    for step in (_replay, _expire, _make_partitions, _forget, _close_usage):
+    for step in (_replay, _expire, _make_partitions, _forget, _forget_secrets, _close_usage):
         try:
             await step(process, sweep)
         except DatabaseAwayError:
@@ -96,6 +97,10 @@ async def _make_partitions(process: Process, sweep: Sweep) -> None:
 
 async def _forget(process: Process, sweep: Sweep) -> None:
     sweep.idempotency_keys_forgotten = await process.database.forget_idempotency_keys()
+
+
+async def _forget_secrets(process: Process, sweep: Sweep) -> None:
+    sweep.retired_secrets_forgotten = await process.database.forget_retired_secrets()
 
 
 async def _close_usage(process: Process, sweep: Sweep) -> None:
