@@ -47,14 +47,23 @@ KEY_ROUTES = [
     ("DELETE", "/api/keys"),
     ("POST", "/api/keys/1/toggle"),
 ]
-USAGE_ROUTES = [("GET", "/user/balance"), ("GET", f"/v1/requests/req_{'0' * 32}")]
+USAGE_ROUTES = [
+    ("GET", "/user/balance"),
+    ("GET", "/user/monitor"),
+    ("GET", "/user/limit"),
+    ("GET", "/v1/usage"),
+    ("GET", "/v1/requests"),
+    ("GET", f"/v1/requests/req_{'0' * 32}"),
+    ("GET", "/v1/key"),
+    ("GET", "/v1/credits"),
+    ("GET", "/api/usage"),
+]
 PUBLIC_ROUTES = [
     ("GET", "/"),
     ("GET", "/health"),
     ("GET", "/openapi.json"),
     ("GET", "/docs"),
     ("GET", "/redoc"),
-    ("GET", "/docs/assets/{name}"),
 ]
 GUARDED_ROUTES = ADMIN_ROUTES + KEY_ROUTES + USAGE_ROUTES
 
@@ -64,6 +73,7 @@ def routes(process: Process) -> set[tuple[str, str]]:
         (operation.method, operation.path)
         for function in (admin, keys, usage, openapi)
         for operation in function.operations(process)
+        if operation.in_schema
     }
 
 
@@ -121,11 +131,30 @@ async def test_keys_need_the_scope_keys(management: Management, method: str, pat
     assert "'keys'" in message
 
 
-async def test_record_of_a_request_needs_chat_or_usage(management: Management) -> None:
-    customer = management.customer(scopes=("keys",))
-    path = f"/v1/requests/req_{'0' * 32}"
-    assert_error(await management.call("GET", path, customer.key), 403, "scope_missing")
-    await management.ok("GET", "/user/balance", key=customer.key)
+@pytest.mark.parametrize(
+    ("path", "scopes"),
+    [
+        ("/user/monitor", ("usage", "chat")),
+        ("/v1/usage", ("usage", "chat")),
+        ("/v1/requests", ("usage", "chat")),
+        (f"/v1/requests/req_{'0' * 32}", ("usage", "chat")),
+        ("/api/usage", ("usage",)),
+        ("/user/balance", ("usage", "chat", "keys", "billing")),
+        ("/user/limit", ("usage", "chat", "keys", "billing")),
+        ("/v1/key", ("usage", "chat", "keys", "billing")),
+        ("/v1/credits", ("usage", "chat", "keys", "billing")),
+    ],
+)
+async def test_which_scopes_open_a_route_of_usage(
+    management: Management, path: str, scopes: tuple[str, ...]
+) -> None:
+    for scope in ("usage", "chat", "keys", "billing"):
+        customer = management.customer(scopes=(scope,))
+        response = await management.call("GET", path, customer.key)
+        if scope in scopes:
+            assert response.status_code == (404 if "req_" in path else 200), response.text
+        else:
+            assert_error(response, 403, "scope_missing")
 
 
 @pytest.mark.parametrize(("method", "path"), PUBLIC_ROUTES)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import get_args
 
-from gateway.errors import Conflict, NotFound, Unprocessable
-from gateway.openapi.routes import PAGE, Parameter, Route, Routes, path_id, unknown
+from gateway.errors import BadRequest, Conflict, NotFound, Unprocessable
+from gateway.openapi.routes import PAGE, Content, Parameter, Route, Routes, path_id, unknown
 from gateway.schemas.admin_queries import Entity
 from gateway.schemas.answers import admin as answers
 
@@ -239,6 +239,57 @@ ROUTES: Routes = {
             NotFound(
                 "There is no such service of this provider.", code="service_not_found", param="service_id"
             ),
+            Conflict("There is one like this already."),
+            Unprocessable(
+                "effective_from must not lie in the past: what was admitted is not priced again.",
+                param="effective_from",
+            ),
+        ),
+    ),
+    "POST /admin/prices/import": Route(
+        answer=answers.PriceImport,
+        tokens=True,
+        description="Brings a price list in, all of it or nothing: models and offers that are not there are "
+        "added, and a price that is another than the one in force begins a new version. What the list lacks "
+        "stays as it is, and so does what is known of a model already. With `dry_run` it only tells the "
+        "difference.\n\n"
+        "The first line names the columns, in any order. `model`, `provider`, `input` and `output` are "
+        "needed; the others are `upstream_model`, `context_length`, `max_output_tokens`, "
+        "`input_modalities`, `output_modalities` (words with spaces between), `cached_input`, `cache_write`, "
+        "`audio_input`, `image_input`, `audio_output`, `image_output`, `per_request`, `per_image`, `source` "
+        "and `source_date`. Prices are USD per million tokens; an empty cell says nothing. In place of "
+        "`input` and `output` there may be `price_per_token`: USD for a token, read or written alike. A "
+        "list has at most 20,000 lines.",
+        upload=Content(
+            "text/csv",
+            "The list, as UTF-8.",
+            "model,provider,input,cached_input,output,source,source_date\n"
+            "gpt-4o-mini,openai,0.15,0.075,0.60,https://openai.com/api/pricing,2026-11-21\n",
+        ),
+        parameters=(
+            Parameter(
+                "dry_run",
+                "query",
+                "Tell the difference and import nothing.",
+                {"type": "boolean", "default": False},
+                True,
+            ),
+            Parameter(
+                "effective_from",
+                "query",
+                "From when on the prices hold; by default now.",
+                {"type": "string", "format": "date-time"},
+                "2027-01-01T00:00:00Z",
+            ),
+        ),
+        refusals=(
+            BadRequest("A price list must be UTF-8."),
+            Unprocessable(
+                "line 17, input: must be a decimal number such as 12.5.",
+                code="malformed_price_list",
+                param="lines.17.input",
+            ),
+            Unprocessable("dry_run must be true or false.", param="dry_run"),
             Unprocessable(
                 "effective_from must not lie in the past: what was admitted is not priced again.",
                 param="effective_from",

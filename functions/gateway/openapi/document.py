@@ -118,8 +118,8 @@ HEADERS: Mapping[str, Mapping[str, Any]] = {
 }
 _RATE_LIMITS = tuple(name for name in HEADERS if name.startswith("x-ratelimit-"))
 
-_AFTER_ADMISSION = {429, 502, 503, 504}
-"""Errors that tell how much of the limits is left, as a good answer does."""
+_NO_KEY = 401
+"""The one answer to a metered call that can't tell how much of the limits is left."""
 
 _REASONS = {
     200: "OK",
@@ -228,6 +228,8 @@ def refusals(operation: Operation, route: Route) -> list[GatewayError]:
             PayloadTooLarge(f"The request body exceeds {MAX_BODY_BYTES} bytes."),
             Unprocessable("name: Field required", param="name"),
         ]
+    if route.upload is not None:
+        found.append(PayloadTooLarge(f"The request body exceeds {MAX_BODY_BYTES} bytes."))
     if route.pages:
         found += PAGE_REFUSALS
     found += route.refusals
@@ -280,6 +282,8 @@ def _operation(operation: Operation, route: Route, schemas: Mapping[str, Any]) -
     }
     if route.public:
         made["security"] = []
+    if route.upload is not None:
+        made["requestBody"] = {"required": True, "content": _content(route.upload, schemas)}
     if operation.request_model is not None:
         shown = (
             example(reference(operation.request_model), schemas) if route.request is None else route.request
@@ -316,7 +320,7 @@ def _responses(operation: Operation, route: Route, schemas: Mapping[str, Any]) -
         names = dict.fromkeys(name for error in errors for name in error.headers)
         responses[str(status)] = {
             "description": _REASONS[status],
-            "headers": _headers((*(carried if status in _AFTER_ADMISSION else plain), *names)),
+            "headers": _headers((*(plain if status == _NO_KEY else carried), *names)),
             "content": {
                 JSON: {
                     "schema": reference(ErrorAnswer),

@@ -50,6 +50,8 @@ class Route:
     request: Mapping[str, Any] | None = None
     """An example of the body."""
     request_required: bool = True
+    upload: Content | None = None
+    """A body that is no JSON."""
     parameters: tuple[Parameter, ...] = ()
     refusals: tuple[GatewayError, ...] = ()
     """One for each thing that can go wrong: statuses, codes and examples are read from them."""
