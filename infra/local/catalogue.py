@@ -2,61 +2,50 @@
 
 from __future__ import annotations
 
-import csv
 from typing import TYPE_CHECKING, Any
 
 from psycopg.types.json import Jsonb
 
+from gateway.price_list import PriceList, PriceListError, read_price_list
 from infra.local import paths
 from infra.local.processes import StackError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     import psycopg
 
-_PRICES = ("input", "cached_input", "cache_write", "audio_input", "output", "audio_output")
+
+def read_catalogue(path: Path = paths.CATALOGUE) -> PriceList:
+    """Return the catalogue. StackError names the first line that is malformed."""
+    try:
+        return read_price_list(path.read_text(encoding="utf-8"))
+    except PriceListError as error:
+        raise StackError(f"{path}: {error}") from error
 
 
-def read_catalogue(path: Path = paths.CATALOGUE) -> dict[str, list[dict[str, str]]]:
-    """Return the lines by model, one for each provider. StackError names a line that is malformed."""
-    models: dict[str, list[dict[str, str]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, strict=True)
-        for line in reader:
-            if None in line or None in line.values() or not all(line[name] for name in ("model", "provider")):
-                raise StackError(f"{path}:{reader.line_num}: the line has too few or too many fields")
-            models.setdefault(line["model"], []).append(line)
-    return models
+def load_catalogue(
+    connection: psycopg.Connection[tuple[Any, ...]], *, actor: str, path: Path = paths.CATALOGUE
+) -> int:
+    """Add the offers that the database has not; return how many. What an admin has changed stays.
 
-
-def load_catalogue(connection: psycopg.Connection[tuple[Any, ...]], *, actor: str) -> int:
-    """Add the models that the database has not; return how many. What an admin has changed stays."""
-    known = {row[0] for row in connection.execute("select name from gateway.models")}
-    added = 0
-    for name, lines in read_catalogue().items():
-        if name in known:
-            continue
-        first = lines[0]
+    Newer prices of offers that it has come with `sluice prices import`, which shows the difference first.
+    """
+    known = set(
         connection.execute(
-            "select api.create_model(p_name => %s, p_offers => %s, p_context_length => %s,"
-            " p_max_output_tokens => %s, p_input_modalities => %s, p_output_modalities => %s, p_actor => %s)",
-            [
-                name,
-                Jsonb(list(_offers(lines))),
-                int(first["context_length"]),
-                int(first["max_output_tokens"]) if first["max_output_tokens"] else None,
-                first["input_modalities"].split(),
-                first["output_modalities"].split(),
-                actor,
-            ],
+            "select m.name, o.provider from gateway.offers as o join gateway.models as m on m.id = o.model_id"
         )
-        added += 1
-    return added
-
-
-def _offers(lines: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        prices = {name: line[name] for name in (*_PRICES, "source", "source_date") if line[name]}
-        yield {"provider": line["provider"], "upstream_model": line["upstream_model"], "prices": prices}
+    )
+    lacking = [
+        line.as_json()
+        for line in read_catalogue(path).lines
+        if (line.offer.model, line.provider) not in known
+    ]
+    if not lacking:
+        return 0
+    row = connection.execute(
+        "select api.import_prices(p_lines => %s, p_actor => %s)", [Jsonb(lacking), actor]
+    ).fetchone()
+    if row is None or "error" in row[0]:
+        raise StackError(f"{path}: the database refused the catalogue: {row}")
+    return len(row[0]["offers_added"])

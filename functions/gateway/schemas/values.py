@@ -70,7 +70,9 @@ def _within(least: Decimal | int, most: Decimal | int, places: int = PLACES) -> 
     def check(value: Decimal) -> Decimal:
         if not least <= value <= most:
             raise PydanticCustomError(
-                "range", "must be from {least} to {most}", {"least": f"{least:f}", "most": f"{most:f}"}
+                "range",
+                "must be from {least} to {most}",
+                {"least": f"{Decimal(least):f}", "most": f"{Decimal(most):f}"},
             )
         rounded = value.quantize(step)
         if rounded != value:
