@@ -113,7 +113,7 @@ begin
     set before = gateway.without_person(before, entity), after = gateway.without_person(after, entity)
     where (entity = 'customers' and entity_id = p_id::text)
         or (entity = 'api_keys' and entity_id in (select k.id::text from gateway.api_keys as k where k.customer_id = p_id));
-    update gateway.audit_log set actor = 'user (erased)' where actor = 'user ' || nullif(current_setting('gateway.erased_user'), '');
+    update gateway.audit_log set actor = 'user (erased)' where actor = 'user ' || nullif(current_setting('gateway.erased_user', true), '');
     update gateway.ledger_entries set note = null where customer_id = p_id and request_id is null and note is not null;
     perform set_config('gateway.erased_user', '', true);
     perform set_config('gateway.engine', 'off', true);

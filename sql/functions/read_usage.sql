@@ -104,7 +104,7 @@ begin
         raise exception 'no such interval, grouping or time' using errcode = 'invalid_parameter_value';
     end if;
     if p_from >= p_to then
-        return '[]';
+        return '[]'::jsonb;
     end if;
     v_from := gateway.window_start(p_interval, p_from, v_time_zone);
     v_to := gateway.window_end(p_interval, gateway.window_start(p_interval, p_to - interval '1 microsecond', v_time_zone), v_time_zone);

@@ -56,7 +56,7 @@ declare
     v_p50 integer;
 begin
     if p_counts is null or p_counts = '{}' or p_times is null then
-        return '{"p50": null, "p95": null, "average": null}';
+        return '{"p50": null, "p95": null, "average": null}'::jsonb;
     end if;
     for v_bin in array_lower(p_counts, 1) .. array_upper(p_counts, 1) loop
         v_seen := v_seen + coalesce(p_counts[v_bin], 0);

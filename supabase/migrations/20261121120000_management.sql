@@ -1149,7 +1149,7 @@ declare
     v_p50 integer;
 begin
     if p_counts is null or p_counts = '{}' or p_times is null then
-        return '{"p50": null, "p95": null, "average": null}';
+        return '{"p50": null, "p95": null, "average": null}'::jsonb;
     end if;
     for v_bin in array_lower(p_counts, 1) .. array_upper(p_counts, 1) loop
         v_seen := v_seen + coalesce(p_counts[v_bin], 0);
@@ -1857,7 +1857,7 @@ begin
         raise exception 'no such interval, grouping or time' using errcode = 'invalid_parameter_value';
     end if;
     if p_from >= p_to then
-        return '[]';
+        return '[]'::jsonb;
     end if;
     v_from := gateway.window_start(p_interval, p_from, v_time_zone);
     v_to := gateway.window_end(p_interval, gateway.window_start(p_interval, p_to - interval '1 microsecond', v_time_zone), v_time_zone);
@@ -2448,7 +2448,7 @@ begin
     set before = gateway.without_person(before, entity), after = gateway.without_person(after, entity)
     where (entity = 'customers' and entity_id = p_id::text)
         or (entity = 'api_keys' and entity_id in (select k.id::text from gateway.api_keys as k where k.customer_id = p_id));
-    update gateway.audit_log set actor = 'user (erased)' where actor = 'user ' || nullif(current_setting('gateway.erased_user'), '');
+    update gateway.audit_log set actor = 'user (erased)' where actor = 'user ' || nullif(current_setting('gateway.erased_user', true), '');
     update gateway.ledger_entries set note = null where customer_id = p_id and request_id is null and note is not null;
     perform set_config('gateway.erased_user', '', true);
     perform set_config('gateway.engine', 'off', true);
