@@ -31,7 +31,7 @@ begin
     from gateway.customers as c
     where c.id = p_customer_id
         or lower(c.email) = lower(p_email)
-        or c.id = (select k.customer_id from gateway.api_keys as k where k.secret_hash = decode(p_key_hash, 'hex'));
+        or c.id = (select k.customer_id from gateway.api_keys as k where k.id = gateway.find_key(decode(p_key_hash, 'hex')));
     if v_customer_id is null then
         return jsonb_build_object('error', 'unknown_customer');
     end if;

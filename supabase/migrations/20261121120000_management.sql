@@ -2,6 +2,8 @@ drop function gateway.applicable_limits(bigint, bigint, bigint[], bigint[], text
 
 drop function gateway.add_to_rollup(gateway.requests, bigint, bigint, integer, integer, jsonb, numeric, numeric, numeric, integer);
 
+drop function api.check_ledger();
+
 drop function gateway.inherit_limits(bigint, bigint, bigint, jsonb);
 
 drop function api.create_key(bigint, text, text, text, text[], bigint[], bigint[], timestamptz, bigint, text, jsonb, bigint);
@@ -16,6 +18,10 @@ alter table gateway.settings
     add column log_retention_months integer constraint settings_log_retention_months_check check (log_retention_months between 2 and 1200),
     add column usage_detail_days integer default 93 constraint settings_usage_detail_days_check check (usage_detail_days between 35 and 36600),
     add constraint settings_webhook_is_signed check (webhook_url is null or webhook_secret is not null);
+
+-- The check of the books reads sums from the index
+drop index gateway.ledger_customer_idx;
+create index ledger_customer_idx on gateway.ledger_entries (customer_id, id) include (amount_usd);
 
 -- Erasing a person
 alter table gateway.customers
@@ -111,6 +117,53 @@ create index requests_failed_idx on gateway.requests (admitted_at) where failed_
 
 -- What was paid in, without the charges, which are many.
 create index ledger_paid_idx on gateway.ledger_entries (customer_id) include (amount_usd) where request_id is null;
+
+create table gateway.ledger_months (
+    month date primary key constraint ledger_months_begin check (extract(day from month) = 1),
+    closed_at timestamptz not null default clock_timestamp(),
+    log_dropped_at timestamptz,
+    booked_requests bigint,
+    collected_usd numeric(24, 10),
+    constraint ledger_months_dropped_are_counted
+        check (num_nonnulls(log_dropped_at, booked_requests, collected_usd) in (0, 3))
+);
+
+alter table gateway.ledger_months enable row level security;
+
+comment on table gateway.ledger_months is 'The months (UTC) whose books are closed: they agreed, and were summed up into ledger_checkpoints. Every month up to the last one here is. Written by the engine''s functions only.';
+
+comment on column gateway.ledger_months.month is 'Its first day.';
+
+comment on column gateway.ledger_months.closed_at is 'When it was closed.';
+
+comment on column gateway.ledger_months.log_dropped_at is 'When the month''s part of the request log was dropped, by the setting log_retention_months; empty: it is there.';
+
+comment on column gateway.ledger_months.booked_requests is 'How many requests of the dropped log had money taken for them.';
+
+comment on column gateway.ledger_months.collected_usd is 'What was taken for them: the entries that name a request which is not in the log any more come to this.';
+
+create table gateway.ledger_checkpoints (
+    customer_id bigint not null references gateway.accounts,
+    month date not null,
+    through_entry_id bigint not null,
+    entries bigint not null check (entries > 0),
+    balance_usd numeric(20, 10) not null,
+    primary key (customer_id, month)
+);
+
+alter table gateway.ledger_checkpoints enable row level security;
+
+comment on table gateway.ledger_checkpoints is 'A customer''s balance at the end of each month in which it had entries, so that a check of the books costs the same however long they are. Written by the engine''s functions only.';
+
+comment on column gateway.ledger_checkpoints.customer_id is 'Whose account.';
+
+comment on column gateway.ledger_checkpoints.month is 'The first day of the month (UTC).';
+
+comment on column gateway.ledger_checkpoints.through_entry_id is 'The last of the customer''s entries that is in it. A customer''s entries are numbered under the lock of its account, so that none with a smaller number can turn up later.';
+
+comment on column gateway.ledger_checkpoints.entries is 'How many entries came since the checkpoint before.';
+
+comment on column gateway.ledger_checkpoints.balance_usd is 'Sum of the customer''s entries so far.';
 
 create index usage_rollups_late_idx on gateway.usage_rollups (customer_id) where late;
 
@@ -435,6 +488,12 @@ $$;
 
 create trigger refuse_change before delete or truncate on gateway.ledger_entries
     for each statement execute function gateway.refuse_change();
+
+create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.ledger_months
+    for each statement execute function gateway.refuse_hand_edit();
+
+create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.ledger_checkpoints
+    for each statement execute function gateway.refuse_hand_edit();
 
 create trigger refuse_hand_edit before insert or update or truncate on gateway.retired_secrets
     for each statement execute function gateway.refuse_hand_edit();
@@ -1476,6 +1535,309 @@ begin
     return gateway.describe_settlement(v_request, v_tokens, v_account.balance_usd, false);
 end
 $$;
+
+-- The entries of each customer since its last checkpoint. By the index from account to account, whatever the planner thinks (offset 0): a
+-- scan would read the whole of the books.
+create function gateway.recent_entries() returns table (customer_id bigint, request_id text, amount_usd numeric)
+language plpgsql stable set search_path = ''
+as $$
+begin
+    return query
+    select a.customer_id, e.request_id, e.amount_usd
+    from gateway.accounts as a
+    left join lateral (
+        select p.through_entry_id from gateway.ledger_checkpoints as p where p.customer_id = a.customer_id order by p.month desc limit 1
+    ) as c on true
+    cross join lateral (
+        select l.request_id, l.amount_usd
+        from gateway.ledger_entries as l
+        where l.customer_id = a.customer_id and l.id > coalesce(c.through_entry_id, 0)
+        offset 0
+    ) as e;
+end
+$$;
+
+comment on function gateway.recent_entries() is 'The entries of each customer since its last checkpoint.';
+
+revoke all on function gateway.recent_entries() from public;
+
+-- gateway.count_misbooked: requests whose entries do not come to what was collected for them, and entries for requests that are not there.
+-- Of the months that are not closed yet, and whatever else the entries since then name; with p_full of all times. There the requests of
+-- dropped logs, which nobody can look up any more, are held to their months' sums.
+create function gateway.count_misbooked(p_full boolean) returns bigint
+language plpgsql stable set search_path = ''
+as $$
+declare
+    v_open_from timestamptz := coalesce((select (max(month) + interval '1 month') at time zone 'UTC' from gateway.ledger_months), '-infinity');
+begin
+    if p_full then
+        return (
+            with doubtful as (
+                select r.id as in_log, b.total
+                from (select id, collected_usd from gateway.requests where collected_usd <> 0) as r
+                full join (
+                    select request_id, -sum(amount_usd) as total
+                    from gateway.ledger_entries
+                    where request_id is not null
+                    group by request_id
+                    having sum(amount_usd) <> 0
+                ) as b on b.request_id = r.id
+                where r.collected_usd is distinct from b.total
+            )
+            select count(d.in_log) + case
+                when (count(*) - count(d.in_log), coalesce(sum(d.total) filter (where d.in_log is null), 0)) = (g.requests, g.collected_usd) then 0
+                else greatest(abs(count(*) - count(d.in_log) - g.requests), 1)
+            end
+            from (select coalesce(sum(booked_requests), 0) as requests, coalesce(sum(collected_usd), 0) as collected_usd from gateway.ledger_months) as g
+            left join doubtful as d on true
+            group by g.requests, g.collected_usd
+        );
+    end if;
+    return (
+        with doubtful as (
+            select coalesce(r.id, b.request_id) as id
+            from (select id, collected_usd from gateway.requests where collected_usd <> 0 and admitted_at >= v_open_from) as r
+            full join (
+                select e.request_id, -sum(e.amount_usd) as total
+                from gateway.recent_entries() as e
+                where e.request_id is not null
+                group by e.request_id
+                having sum(e.amount_usd) <> 0
+            ) as b on b.request_id = r.id
+            where r.collected_usd is distinct from b.total
+        )
+        -- A late settlement may name a request of a closed month: each is looked at whole.
+        select count(*)
+        from doubtful as d
+        where (select coalesce(sum(r.collected_usd), 0) from gateway.requests as r where r.id = d.id)
+            <> (select coalesce(-sum(e.amount_usd), 0) from gateway.ledger_entries as e where e.request_id = d.id)
+    );
+end
+$$;
+
+comment on function gateway.count_misbooked(boolean) is 'Requests whose entries do not come to what was collected for them.';
+
+revoke all on function gateway.count_misbooked(boolean) from public;
+
+-- api.check_ledger: recomputes every balance from the ledger, every hold from the running requests, and every request's charge from its
+-- entries. It goes on from each customer's last checkpoint, so that it costs the same however old the books are; with p_full from the first
+-- entry, and proves the checkpoints as well. {"ok", "full", "accounts", "closed_through": last closed month or null,
+-- "mismatches": [{customer_id, balance_usd, ledger_usd, held_usd, requests_held_usd}, …at most 100], "misbooked_requests": n,
+-- "wrong_checkpoints": n or null, "orphan_holds": n (their lease has run out and nobody ended them)}. Reads one snapshot; locks nothing.
+create function api.check_ledger(p_full boolean default false) returns jsonb
+language plpgsql stable security definer set search_path = '' set statement_timeout = '120s' set plan_cache_mode = force_custom_plan
+as $$
+declare
+    v_misbooked bigint := gateway.count_misbooked(p_full);
+    v_wrong_checkpoints bigint;
+begin
+    if p_full then
+        v_wrong_checkpoints := (
+            select count(*)
+            from (
+                select c.*, lag(c.balance_usd, 1, 0) over of_customer as before_usd, lag(c.through_entry_id, 1, 0) over of_customer as after_entry_id
+                from gateway.ledger_checkpoints as c
+                window of_customer as (partition by c.customer_id order by c.month)
+            ) as c
+            cross join lateral (
+                select count(*) as entries, coalesce(sum(e.amount_usd), 0) as total, max(e.id) as last_id
+                from gateway.ledger_entries as e
+                where e.customer_id = c.customer_id and e.id > c.after_entry_id and e.id <= c.through_entry_id
+            ) as e
+            where (e.entries, e.last_id, c.before_usd + e.total) is distinct from (c.entries, c.through_entry_id, c.balance_usd)
+        );
+    end if;
+    return (
+        with entries as (
+            select c.customer_id, sum(c.amount_usd) as total
+            from (
+                select e.customer_id, e.amount_usd from gateway.ledger_entries as e where p_full
+                union all
+                select e.customer_id, e.amount_usd from gateway.recent_entries() as e where not p_full
+                union all
+                select a.customer_id, c.balance_usd
+                from gateway.accounts as a
+                cross join lateral (
+                    select p.balance_usd from gateway.ledger_checkpoints as p where p.customer_id = a.customer_id order by p.month desc limit 1
+                ) as c
+                where not p_full
+            ) as c
+            group by c.customer_id
+        ),
+        holds as (
+            select customer_id, sum(hold_usd) as total, count(*) filter (where lease_until < now()) as orphans
+            from gateway.requests
+            where state = 'held'
+            group by customer_id
+        ),
+        mismatches as (
+            select a.customer_id, a.balance_usd, coalesce(e.total, 0) as ledger_usd, a.held_usd, coalesce(h.total, 0) as requests_held_usd
+            from gateway.accounts as a
+            left join entries as e using (customer_id)
+            left join holds as h using (customer_id)
+            where a.balance_usd <> coalesce(e.total, 0) or a.held_usd <> coalesce(h.total, 0)
+        )
+        select jsonb_build_object(
+            'ok', not exists (select from mismatches) and v_misbooked = 0 and coalesce(v_wrong_checkpoints, 0) = 0,
+            'full', p_full,
+            'accounts', (select count(*) from gateway.accounts),
+            'closed_through', (select to_char(max(month), 'YYYY-MM') from gateway.ledger_months),
+            'mismatches', coalesce((
+                select jsonb_agg(jsonb_build_object(
+                    'customer_id', m.customer_id, 'balance_usd', gateway.show_usd(m.balance_usd), 'ledger_usd', gateway.show_usd(m.ledger_usd),
+                    'held_usd', gateway.show_usd(m.held_usd), 'requests_held_usd', gateway.show_usd(m.requests_held_usd)))
+                from (select * from mismatches order by customer_id limit 100) as m
+            ), '[]'),
+            'misbooked_requests', v_misbooked,
+            'wrong_checkpoints', v_wrong_checkpoints,
+            'orphan_holds', coalesce((select sum(orphans) from holds), 0))
+    );
+end
+$$;
+
+revoke all on function api.check_ledger(boolean) from public;
+
+grant execute on function api.check_ledger(boolean) to service_role;
+
+comment on function api.check_ledger(boolean) is 'Recomputes every balance from the ledger and every hold from the running requests, from the last checkpoints on or whole.';
+
+-- api.close_ledger: closes the oldest month (UTC) that is over by a day and not closed yet, if the books agree: writes each customer's balance
+-- at its end into ledger_checkpoints. What is booked later, and if it is for a request of that month, counts from then on. For maintenance.
+-- {"closed": "2026-10" or null, "disagree": whether it had to be left open, because check_ledger finds fault}. Locks no account: a customer's
+-- entries are numbered under the lock of its account, so that those which can be seen have none missing between them.
+create function api.close_ledger() returns jsonb
+language plpgsql security definer set search_path = '' set statement_timeout = '300s'
+as $$
+declare
+    v_month date := coalesce(
+        (select (max(month) + interval '1 month')::date from gateway.ledger_months),
+        (select date_trunc('month', created_at at time zone 'UTC')::date from gateway.ledger_entries order by id limit 1));
+    v_end timestamptz := (v_month + interval '1 month') at time zone 'UTC';
+begin
+    if v_end is null or v_end + interval '1 day' > clock_timestamp() then
+        return jsonb_build_object('closed', null, 'disagree', false);
+    end if;
+    -- Nobody waits for another who does the same.
+    if not pg_try_advisory_xact_lock(hashtext('gateway.close_ledger')) then
+        return jsonb_build_object('closed', null, 'disagree', false);
+    end if;
+    if exists (select from gateway.ledger_months where month = v_month) then  -- another has, since
+        return jsonb_build_object('closed', null, 'disagree', false);
+    end if;
+    if not (api.check_ledger() ->> 'ok')::boolean then
+        return jsonb_build_object('closed', null, 'disagree', true);
+    end if;
+    perform set_config('gateway.engine', 'on', true);
+    insert into gateway.ledger_months (month) values (v_month);
+    insert into gateway.ledger_checkpoints (customer_id, month, through_entry_id, entries, balance_usd)
+    select a.customer_id, v_month, t.entry_id, n.entries, coalesce(c.balance_usd, 0) + n.total
+    from gateway.accounts as a
+    left join lateral (
+        select p.through_entry_id, p.balance_usd from gateway.ledger_checkpoints as p where p.customer_id = a.customer_id order by p.month desc limit 1
+    ) as c on true
+    cross join lateral (
+        select e.id as entry_id
+        from gateway.ledger_entries as e
+        where e.customer_id = a.customer_id and e.id > coalesce(c.through_entry_id, 0) and e.created_at < v_end
+        order by e.id desc
+        limit 1
+    ) as t
+    cross join lateral (
+        select count(*) as entries, sum(e.amount_usd) as total
+        from gateway.ledger_entries as e
+        where e.customer_id = a.customer_id and e.id > coalesce(c.through_entry_id, 0) and e.id <= t.entry_id
+        offset 0
+    ) as n;
+    perform set_config('gateway.engine', 'off', true);
+    return jsonb_build_object('closed', to_char(v_month, 'YYYY-MM'), 'disagree', false);
+end
+$$;
+
+revoke all on function api.close_ledger() from public;
+
+grant execute on function api.close_ledger() to service_role;
+
+comment on function api.close_ledger() is 'Closes the books of a month that is over.';
+
+-- api.drop_request_partitions: drops the oldest month of the request log that is older than the setting log_retention_months allows: that many
+-- whole months are kept beside the current one. Only once nothing can be missed: the month's books are closed, nothing of it is running, each
+-- of its requests is booked as it was charged, and no entry since the last checkpoints names one. What they come to is written down first.
+-- Books, sums and the record of who nears a limit stay. For maintenance; one month a call.
+-- {"dropped": "2026-08" or null, "waits": null | "not_closed" | "holds" | "misbooked" | "late_entries" | "busy"}. Locks the log for a moment,
+-- and waits two seconds at most for that: the next call tries again.
+create function api.drop_request_partitions() returns jsonb
+language plpgsql security definer set search_path = '' set statement_timeout = '300s'
+as $$
+declare
+    v_month date;
+    v_name text;
+    v_from timestamptz;
+    v_to timestamptz;
+    v_requests bigint;
+    v_collected_usd numeric;
+    v_late boolean;
+begin
+    select to_date(c.relname, '"requests_"YYYY_MM'), c.relname into v_month, v_name
+    from pg_inherits as i
+    join pg_class as c on c.oid = i.inhrelid
+    where i.inhparent = 'gateway.requests'::regclass and c.relname ~ '^requests_\d{4}_\d\d$'
+    order by c.relname
+    limit 1;
+    if v_month is null or v_month >= (
+        select date_trunc('month', now() at time zone 'UTC') - make_interval(months => log_retention_months) from gateway.settings
+    ) is not false then
+        return jsonb_build_object('dropped', null, 'waits', null);
+    end if;
+    v_from := v_month::timestamp at time zone 'UTC';
+    v_to := (v_month + interval '1 month') at time zone 'UTC';
+    if not exists (select from gateway.ledger_months where month = v_month) then
+        return jsonb_build_object('dropped', null, 'waits', 'not_closed');
+    elsif exists (select from gateway.requests where state = 'held' and admitted_at >= v_from and admitted_at < v_to) then
+        return jsonb_build_object('dropped', null, 'waits', 'holds');
+    end if;
+    begin
+        perform set_config('lock_timeout', '2s', true);
+        -- As api.create_request_partitions: only one at a time makes or drops one. Reading and writing go on.
+        lock table only gateway.requests in share update exclusive mode;
+        select count(*), coalesce(sum(r.collected_usd), 0) into v_requests, v_collected_usd
+        from gateway.requests as r
+        where r.collected_usd <> 0 and r.admitted_at >= v_from and r.admitted_at < v_to;
+        if exists (
+            select from gateway.requests as r
+            where r.admitted_at >= v_from and r.admitted_at < v_to
+                and r.collected_usd <> (select coalesce(-sum(e.amount_usd), 0) from gateway.ledger_entries as e where e.request_id = r.id)
+        ) then
+            return jsonb_build_object('dropped', null, 'waits', 'misbooked');
+        end if;
+        execute format('alter table gateway.requests detach partition gateway.%I', v_name);
+        -- Nobody writes to it any more. What came since it was looked at has left an entry, or runs.
+        execute format(
+            'select exists (select from gateway.%1$I where state = ''held'') or exists ('
+            'select from gateway.recent_entries() as e join gateway.%1$I as r on r.id = e.request_id)', v_name) into v_late;
+        if v_late then
+            raise exception using errcode = 'no_data_found';
+        end if;
+        perform set_config('gateway.engine', 'on', true);
+        update gateway.ledger_months
+        set log_dropped_at = clock_timestamp(), booked_requests = v_requests, collected_usd = v_collected_usd
+        where month = v_month;
+        perform set_config('gateway.engine', 'off', true);
+        execute format('drop table gateway.%I', v_name);
+    exception
+        when no_data_found then  -- attached again
+            return jsonb_build_object('dropped', null, 'waits', 'late_entries');
+        when lock_not_available then
+            return jsonb_build_object('dropped', null, 'waits', 'busy');
+    end;
+    return jsonb_build_object('dropped', to_char(v_month, 'YYYY-MM'), 'waits', null);
+end
+$$;
+
+revoke all on function api.drop_request_partitions() from public;
+
+grant execute on function api.drop_request_partitions() to service_role;
+
+comment on function api.drop_request_partitions() is 'Drops the oldest month of the request log, where the settings say so and the books need it no more.';
 
 -- gateway.fold_usage: adds rows of the rollups to usage_periods: to those of their customers or, with p_of_all, to everybody's.
 -- Its callers hold the row of usage_closing: nobody else writes here. Rows are summed by day first, and only then for every grouping.
@@ -3162,7 +3524,7 @@ begin
     from gateway.customers as c
     where c.id = p_customer_id
         or lower(c.email) = lower(p_email)
-        or c.id = (select k.customer_id from gateway.api_keys as k where k.secret_hash = decode(p_key_hash, 'hex'));
+        or c.id = (select k.customer_id from gateway.api_keys as k where k.id = gateway.find_key(decode(p_key_hash, 'hex')));
     if v_customer_id is null then
         return jsonb_build_object('error', 'unknown_customer');
     end if;

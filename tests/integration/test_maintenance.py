@@ -84,6 +84,7 @@ async def test_expired_holds_are_ended_once(management: Management) -> None:
         "released_usd": "0.00294",
         "partitions_made": [],
         "idempotency_keys_forgotten": 0,
+        "retired_secrets_forgotten": 0,
         "usage_rows_closed": 0,
     }
     balance = await management.ok("GET", "/user/balance", key=customer.key)
