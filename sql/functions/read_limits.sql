@@ -63,11 +63,11 @@ declare
     v_caller record;
     v_settings gateway.settings;
     v_candidate gateway.candidate;
-    v_candidates gateway.candidate[] := '{}';
+    v_candidates gateway.candidate[] := '{}'::gateway.candidate[];
     v_found boolean := false;
     v_allowed boolean := false;
     v_routed boolean := false;
-    v_model_ids bigint[] := '{}';
+    v_model_ids bigint[] := '{}'::bigint[];
     v_model_id bigint;
     v_limits gateway.limit_state[];
     v_charge numeric;

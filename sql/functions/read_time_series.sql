@@ -32,7 +32,11 @@ begin
         end if;
     end if;
     if v_customer_id is not null then
-        select coalesce(p_time_zone, c.time_zone) into v_time_zone from gateway.customers as c where c.id = v_customer_id;
+        -- its own in other letters is its own, whose days are kept for ever
+        select case when lower(p_time_zone) = lower(c.time_zone) then c.time_zone else coalesce(p_time_zone, c.time_zone) end
+        into v_time_zone
+        from gateway.customers as c
+        where c.id = v_customer_id;
         if not found then
             return jsonb_build_object('error', 'unknown_customer');
         end if;

@@ -49,6 +49,9 @@ alter table gateway.usage_rollups
     drop constraint usage_rollups_pkey,
     add constraint usage_rollups_pkey primary key (customer_id, bucket, key_id, model_id, service_id, late);
 
+-- Soft marks that are crossed
+alter table gateway.limit_counters add column marked boolean not null default false;
+
 alter table gateway.api_keys
     add column maker_key_ids bigint[] not null default '{}',
     add constraint api_keys_makers check (cardinality(maker_key_ids) <= 8 and array_position(maker_key_ids, null) is null);
@@ -109,6 +112,90 @@ comment on column gateway.retired_secrets.secret_hash is 'SHA-256 of the whole k
 comment on column gateway.retired_secrets.key_id is 'Whose secret it was. The key''s own state, scopes and expiry hold for it too.';
 
 comment on column gateway.retired_secrets.expires_at is 'Refused from here on.';
+
+comment on column gateway.limit_counters.marked is 'Whether the last admission reserved beyond a soft mark of the window: the settlements look whether what is really used does so too.';
+
+-- What went beyond a soft mark. No foreign keys: a crossing is written while the counters and the account are locked, and must wait for nobody.
+create table gateway.limit_crossings (
+    subject text not null check (subject in ('key', 'customer', 'service')),
+    subject_id bigint not null,
+    model_id bigint not null default 0,
+    per text not null check (per in ('minute', 'hour', 'day', 'month')),
+    window_start timestamptz not null,
+    metric text not null check (metric in ('requests', 'tokens', 'spend_usd')),
+    mark numeric(30, 10) not null check (mark >= 0),
+    used numeric(30, 10) not null,
+    customer_id bigint,
+    at timestamptz not null default clock_timestamp(),
+    primary key (subject, subject_id, model_id, per, window_start, metric),
+    constraint limit_crossings_are_beyond check (used > mark),
+    constraint limit_crossings_customer check (subject <> 'service' or customer_id is null)
+);
+
+create index limit_crossings_at_idx on gateway.limit_crossings (at);
+
+create index limit_crossings_customer_idx on gateway.limit_crossings (customer_id, at) where customer_id is not null;
+
+alter table gateway.limit_crossings enable row level security;
+
+comment on table gateway.limit_crossings is 'Soft marks that were crossed, by what was really used: once for each window. Written by the engine''s functions.';
+
+comment on column gateway.limit_crossings.subject is 'key, customer or service.';
+
+comment on column gateway.limit_crossings.subject_id is 'Its id.';
+
+comment on column gateway.limit_crossings.model_id is 'With a key: the one model whose use crossed its mark; 0: all together.';
+
+comment on column gateway.limit_crossings.per is 'The window''s length.';
+
+comment on column gateway.limit_crossings.window_start is 'Start of the window.';
+
+comment on column gateway.limit_crossings.metric is 'requests, tokens or spend_usd.';
+
+comment on column gateway.limit_crossings.mark is 'The soft mark, as it was then.';
+
+comment on column gateway.limit_crossings.used is 'What was used when the crossing was seen; running requests are not in it.';
+
+comment on column gateway.limit_crossings.customer_id is 'The customer, or the key''s; empty for a service, which is the operator''s affair.';
+
+comment on column gateway.limit_crossings.at is 'When it was seen: for requests at the admission, else when the request that crossed was settled.';
+
+create table gateway.turned_windows (
+    subject text not null check (subject in ('key', 'customer', 'service')),
+    subject_id bigint not null,
+    model_id bigint not null,
+    per text not null check (per in ('minute', 'hour', 'day', 'month')),
+    window_start timestamptz not null,
+    requests bigint not null check (requests >= 0),
+    tokens bigint not null check (tokens >= 0),
+    spend_usd numeric(20, 10) not null check (spend_usd >= 0),
+    turned_at timestamptz not null default clock_timestamp(),
+    primary key (subject, subject_id, model_id, per, window_start)
+);
+
+create index turned_windows_turned_idx on gateway.turned_windows (turned_at);
+
+alter table gateway.turned_windows enable row level security;
+
+comment on table gateway.turned_windows is 'Counters of windows that passed while they were marked: what still ran then may yet carry them beyond a soft mark. Kept for a day.';
+
+comment on column gateway.turned_windows.subject is 'As in limit_counters.';
+
+comment on column gateway.turned_windows.subject_id is 'As in limit_counters.';
+
+comment on column gateway.turned_windows.model_id is 'As in limit_counters.';
+
+comment on column gateway.turned_windows.per is 'As in limit_counters.';
+
+comment on column gateway.turned_windows.window_start is 'Start of the window that has passed.';
+
+comment on column gateway.turned_windows.requests is 'Requests admitted in the window.';
+
+comment on column gateway.turned_windows.tokens is 'Tokens used in the window; those of requests that still run at their bound.';
+
+comment on column gateway.turned_windows.spend_usd is 'USD used in the window; those of requests that still run at their hold.';
+
+comment on column gateway.turned_windows.turned_at is 'When the first request of a newer window came.';
 
 create index requests_admitted_idx on gateway.requests (admitted_at desc, id);
 
@@ -355,6 +442,72 @@ create index refusal_rollups_bucket_idx on gateway.refusal_rollups (bucket);
 create index audit_log_actor_idx on gateway.audit_log (actor, id);
 
 create index audit_log_at_idx on gateway.audit_log (at);
+
+-- The outbox: what happened that an operator wants to hear of, and how far the telling has come.
+create table gateway.events (
+    id uuid primary key default gen_random_uuid(),
+    at timestamptz not null default clock_timestamp(),
+    kind text not null check (kind ~ '^[a-z_]+(\.[a-z_]+)+$'),
+    customer_id bigint,
+    subject text not null,
+    data jsonb not null check (jsonb_typeof(data) = 'object'),
+    dedupe_key text constraint events_dedupe_key unique
+);
+
+create index events_at_idx on gateway.events (at);
+
+alter table gateway.events enable row level security;
+
+comment on table gateway.events is 'What happened that an operator wants to hear of. Ids and figures only: nothing of a person, no secret, no content. Kept for 90 days.';
+
+comment on column gateway.events.id is 'Identifies the event; its webhook-id is evt_ and these hexadecimal digits.';
+
+comment on column gateway.events.at is 'When it happened.';
+
+comment on column gateway.events.kind is 'What happened, such as limit.soft_crossed.';
+
+comment on column gateway.events.customer_id is 'Whom it is about, where it is about a customer.';
+
+comment on column gateway.events.subject is 'What it is about, such as key:12.';
+
+comment on column gateway.events.data is 'The particulars, as the webhook is sent them.';
+
+comment on column gateway.events.dedupe_key is 'A second event with it is not written; empty: every one is.';
+
+create table gateway.event_deliveries (
+    event_id uuid primary key references gateway.events on delete cascade,
+    attempts integer not null default 0 check (attempts >= 0),
+    next_attempt_at timestamptz default clock_timestamp(),
+    claimed_until timestamptz,
+    delivered_at timestamptz,
+    last_status integer,
+    last_error text,
+    constraint event_deliveries_end check (delivered_at is null or next_attempt_at is null)
+);
+
+create index event_deliveries_due_idx on gateway.event_deliveries (next_attempt_at) where next_attempt_at is not null;
+
+create index event_deliveries_delivered_idx on gateway.event_deliveries (delivered_at) where delivered_at is not null;
+
+create index event_deliveries_given_up_idx on gateway.event_deliveries (event_id) where delivered_at is null and next_attempt_at is null;
+
+alter table gateway.event_deliveries enable row level security;
+
+comment on table gateway.event_deliveries is 'The sending of an event to the webhook; events that came while no webhook was set have none. To send one again, set next_attempt_at to now() and delivered_at to null.';
+
+comment on column gateway.event_deliveries.event_id is 'The event.';
+
+comment on column gateway.event_deliveries.attempts is 'How often it was sent, or was about to be.';
+
+comment on column gateway.event_deliveries.next_attempt_at is 'When it is due; empty: it was delivered, or given up.';
+
+comment on column gateway.event_deliveries.claimed_until is 'Until then a maintainer is at it, and no other takes it.';
+
+comment on column gateway.event_deliveries.delivered_at is 'When the receiver took it (answered 2xx).';
+
+comment on column gateway.event_deliveries.last_status is 'HTTP status of the last attempt; empty: there was no answer.';
+
+comment on column gateway.event_deliveries.last_error is 'What was wrong with the last attempt.';
 
 -- Here and in windows.sql: PL/pgSQL with a search_path of its own costs an admission and its settlement no more than SQL that is
 -- inlined (2.90 and 2.75 ms of CPU the pair, measured); SQL with one is not inlined and is planned at every call: 8 % more.
@@ -636,7 +789,8 @@ create trigger guard_erased_undone before update on gateway.customers
 create trigger refuse_key_of_erased before insert or update of customer_id on gateway.api_keys
     for each row execute function gateway.refuse_key_of_erased();
 
--- api.create_request_partitions: makes the request log's monthly partitions from this month to p_months ahead.
+-- api.create_request_partitions: makes the request log's monthly partitions from this month to p_months ahead, and of earlier months where
+-- the default partition has requests of them.
 -- Returns the names of those that it made. Locks the default partition, and so the log, only when it makes one. For maintenance.
 -- The default partition is a safety net, so that a missed job never refuses a request; its rows move out here.
 create or replace function api.create_request_partitions(p_months integer default 3) returns text[]
@@ -650,8 +804,12 @@ declare
     v_made text[] := '{}'::text[];
 begin
     perform set_config('gateway.engine', 'on', true);
-    for i in 0 .. p_months loop
-        v_month := date_trunc('month', now() at time zone 'UTC') + make_interval(months => i);
+    foreach v_month in array array(
+        select date_trunc('month', now() at time zone 'UTC') + make_interval(months => i) from generate_series(0, p_months) as i
+        union
+        select date_trunc('month', admitted_at at time zone 'UTC') from gateway.requests_default
+        order by 1
+    ) loop
         v_name := 'requests_' || to_char(v_month, 'YYYY_MM');
         v_from := v_month::timestamp at time zone 'UTC';
         v_to := (v_month + interval '1 month') at time zone 'UTC';
@@ -676,6 +834,288 @@ begin
     return v_made;
 end
 $$;
+
+-- gateway.raise_event: writes an event, and puts it in line for the webhook where one is set. Returns its id; null where one with
+-- p_dedupe_key is there already. In the transaction of what it tells of: both are there, or neither.
+-- For whoever writes the kind: to be called last, as a second one with the same p_dedupe_key waits for the first to commit.
+create function gateway.raise_event(
+    p_kind text, p_subject text, p_data jsonb, p_dedupe_key text default null, p_customer_id bigint default null
+) returns uuid
+language plpgsql set search_path = ''
+as $$
+declare
+    v_id uuid;
+begin
+    insert into gateway.events (kind, subject, data, dedupe_key, customer_id)
+    values (p_kind, p_subject, p_data, p_dedupe_key, p_customer_id)
+    on conflict (dedupe_key) do nothing
+    returning id into v_id;
+    if v_id is not null then
+        insert into gateway.event_deliveries (event_id)
+        select v_id from gateway.settings where webhook_url is not null;
+    end if;
+    return v_id;
+end
+$$;
+
+comment on function gateway.raise_event(text, text, jsonb, text, bigint) is 'Writes an event, once for each dedupe key, and puts it in line for the webhook.';
+
+revoke all on function gateway.raise_event(text, text, jsonb, text, bigint) from public;
+
+-- Soft marks: what is really used of a window goes beyond one, once.
+--
+-- Counters hold the running requests at their bound, some times what they will use; a bound that is given back has crossed nothing. So:
+-- 1. api.admit_request marks a counter (limit_counters.marked) whose reservation goes beyond a mark. Nothing can cross before that, but by a
+--    provider that bills beyond the bound, which gateway.correct_counters sees by itself.
+-- 2. When a request ends that is counted by a marked counter, gateway.correct_counters sets gateway.near_a_mark for the transaction, and the
+--    trigger on requests looks closer: what is counted, less what still runs. Nobody else pays for it.
+-- 3. Where a window turns while it is marked, its counter is kept in gateway.turned_windows until what ran then has ended.
+-- 4. Requests are used when they are admitted: that crossing is recorded then, unless another model's counter or a service's may give it back.
+-- All of it under the lock of the counter, so that a crossing is found once.
+
+create function gateway.soft_marks(p_subject text, p_subject_id bigint, p_model_id bigint, p_per text) returns gateway.limits
+language plpgsql stable set search_path = ''
+as $$
+declare
+    v_found gateway.limits;
+    v_each gateway.limits;
+begin
+    if p_subject = 'customer' then
+        select * into v_found from gateway.limits where customer_id = p_subject_id and per = p_per;
+    elsif p_subject = 'service' then
+        select * into v_found from gateway.limits where service_id = p_subject_id and per = p_per;
+    elsif p_model_id = 0 then
+        select * into v_found from gateway.limits where key_id = p_subject_id and model_id is null and not each_model and per = p_per;
+    else
+        select * into v_found from gateway.limits where key_id = p_subject_id and model_id = p_model_id and per = p_per;
+        select * into v_each from gateway.limits where key_id = p_subject_id and each_model and per = p_per;
+        v_found.warn_requests := coalesce(v_found.warn_requests, v_each.warn_requests);
+        v_found.warn_tokens := coalesce(v_found.warn_tokens, v_each.warn_tokens);
+        v_found.warn_spend_usd := coalesce(v_found.warn_spend_usd, v_each.warn_spend_usd);
+    end if;
+    return v_found;
+end
+$$;
+
+comment on function gateway.soft_marks(text, bigint, bigint, text) is 'The soft marks that hold for a counter now, as gateway.applicable_limits has them.';
+
+revoke all on function gateway.soft_marks(text, bigint, bigint, text) from public;
+
+-- Costs a look at each running request (of the customer, or for a service of all): only for a window that is beyond a mark by its bounds.
+create function gateway.still_running(p_counter gateway.counted, p_customer_id bigint) returns gateway.counted
+language plpgsql stable set search_path = ''
+as $$
+begin
+    select coalesce(sum(x.requests), 0), coalesce(sum(x.tokens), 0), coalesce(sum(x.spend_usd), 0)
+    into p_counter.requests, p_counter.tokens, p_counter.spend_usd
+    from gateway.requests as r
+    cross join unnest(r.counted) as x
+    where r.state = 'held' and (r.customer_id = p_customer_id or p_customer_id is null)
+        and (x.subject, x.subject_id, x.model_id, x.per, x.window_start)
+            = (p_counter.subject, p_counter.subject_id, p_counter.model_id, p_counter.per, p_counter.window_start);
+    return p_counter;
+end
+$$;
+
+comment on function gateway.still_running(gateway.counted, bigint) is 'What the requests that run now have reserved of a window. p_customer_id null: of all customers.';
+
+revoke all on function gateway.still_running(gateway.counted, bigint) from public;
+
+create function gateway.record_crossing(
+    p_subject text, p_subject_id bigint, p_model_id bigint, p_per text, p_window_start timestamptz, p_metric text, p_mark numeric, p_used numeric
+) returns void
+language plpgsql set search_path = ''
+as $$
+declare
+    v_customer_id bigint := case p_subject
+        when 'customer' then p_subject_id
+        when 'key' then (select k.customer_id from gateway.api_keys as k where k.id = p_subject_id)
+    end;
+begin
+    insert into gateway.limit_crossings (subject, subject_id, model_id, per, window_start, metric, mark, used, customer_id)
+    values (p_subject, p_subject_id, p_model_id, p_per, p_window_start, p_metric, p_mark, p_used, v_customer_id)
+    on conflict do nothing;
+    if found then
+        perform gateway.raise_event('limit.soft_crossed', p_subject || ':' || p_subject_id, jsonb_build_object(
+            'subject', p_subject, 'id', p_subject_id, 'customer_id', v_customer_id,
+            'model', (select m.name from gateway.models as m where m.id = p_model_id),
+            'limit', p_metric || '_per_' || p_per, 'window_start', p_window_start,
+            'mark', gateway.show_metric(p_metric, p_mark), 'used', gateway.show_metric(p_metric, p_used)
+        ), null, v_customer_id);
+    end if;
+end
+$$;
+
+comment on function gateway.record_crossing(text, bigint, bigint, text, timestamptz, text, numeric, numeric) is 'Writes that a soft mark was crossed, and its event, unless that is known of this window.';
+
+revoke all on function gateway.record_crossing(text, bigint, bigint, text, timestamptz, text, numeric, numeric) from public;
+
+create function gateway.show_metric(p_metric text, p_amount numeric) returns jsonb
+language plpgsql stable set search_path = ''
+as $$
+begin
+    return case p_metric when 'spend_usd' then to_jsonb(gateway.show_usd(p_amount)) else to_jsonb(p_amount::bigint) end;
+end
+$$;
+
+comment on function gateway.show_metric(text, numeric) is 'A figure of a limit as JSON: USD as exact text, requests and tokens as numbers.';
+
+revoke all on function gateway.show_metric(text, numeric) from public;
+
+create function gateway.record_crossings(p_counted gateway.counted[]) returns void
+language plpgsql set search_path = ''
+as $$
+declare
+    v_counter gateway.counted;
+    v_marks gateway.limits;
+    v_running gateway.counted;
+    v_metric record;
+begin
+    for v_counter in
+        select x.subject, x.subject_id, x.model_id, x.per, x.window_start, w.requests, w.tokens, w.spend_usd
+        from unnest(p_counted) as x
+        cross join lateral (
+            select c.requests, c.tokens, c.spend_usd
+            from gateway.limit_counters as c
+            where (c.subject, c.subject_id, c.model_id, c.per, c.window_start) = (x.subject, x.subject_id, x.model_id, x.per, x.window_start)
+            union all
+            select t.requests, t.tokens, t.spend_usd
+            from gateway.turned_windows as t
+            where (t.subject, t.subject_id, t.model_id, t.per, t.window_start) = (x.subject, x.subject_id, x.model_id, x.per, x.window_start)
+        ) as w
+    loop
+        v_marks := gateway.soft_marks(v_counter.subject, v_counter.subject_id, v_counter.model_id, v_counter.per);
+        v_running := null;
+        for v_metric in
+            select m.name, m.mark, m.counted
+            from (values
+                ('requests', v_marks.warn_requests::numeric, v_counter.requests::numeric),
+                ('tokens', v_marks.warn_tokens, v_counter.tokens),
+                ('spend_usd', v_marks.warn_spend_usd, v_counter.spend_usd)
+            ) as m (name, mark, counted)
+            where m.counted > m.mark and not exists (
+                select from gateway.limit_crossings as k
+                where (k.subject, k.subject_id, k.model_id, k.per, k.window_start, k.metric)
+                    = (v_counter.subject, v_counter.subject_id, v_counter.model_id, v_counter.per, v_counter.window_start, m.name)
+            )
+        loop
+            if v_running is null then
+                v_running := gateway.still_running(v_counter, case v_counter.subject
+                    when 'customer' then v_counter.subject_id
+                    when 'key' then (select k.customer_id from gateway.api_keys as k where k.id = v_counter.subject_id)
+                end);
+            end if;
+            v_metric.counted := v_metric.counted - case v_metric.name
+                when 'requests' then v_running.requests when 'tokens' then v_running.tokens else v_running.spend_usd
+            end;
+            if v_metric.counted > v_metric.mark then
+                perform gateway.record_crossing(
+                    v_counter.subject, v_counter.subject_id, v_counter.model_id, v_counter.per, v_counter.window_start,
+                    v_metric.name, v_metric.mark, v_metric.counted);
+            end if;
+        end loop;
+    end loop;
+end
+$$;
+
+comment on function gateway.record_crossings(gateway.counted[]) is 'Records the soft marks that these windows have crossed by what is really used. Their counters are to be locked.';
+
+revoke all on function gateway.record_crossings(gateway.counted[]) from public;
+
+create function gateway.record_crossings_of_request() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+begin
+    perform gateway.record_crossings(new.counted);
+    return null;
+end
+$$;
+
+comment on function gateway.record_crossings_of_request() is 'Trigger: what the end of a request has carried beyond a soft mark.';
+
+revoke all on function gateway.record_crossings_of_request() from public;
+
+create function gateway.keep_turned_window() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+begin
+    insert into gateway.turned_windows (subject, subject_id, model_id, per, window_start, requests, tokens, spend_usd)
+    values (old.subject, old.subject_id, old.model_id, old.per, old.window_start, old.requests, old.tokens, old.spend_usd)
+    on conflict do nothing;
+    return new;
+end
+$$;
+
+comment on function gateway.keep_turned_window() is 'Trigger: keeps the counter of a marked window when a newer one takes its place.';
+
+revoke all on function gateway.keep_turned_window() from public;
+
+-- The conditions are looked at without calling anything: under a microsecond where nobody is near a mark.
+create trigger record_crossings after update of state on gateway.requests
+    for each row when (old.state <> new.state and current_setting('gateway.near_a_mark', true) = 'on')
+    execute function gateway.record_crossings_of_request();
+
+create trigger keep_turned_window before update on gateway.limit_counters
+    for each row when (old.marked and new.window_start > old.window_start)
+    execute function gateway.keep_turned_window();
+
+-- gateway.correct_counters: adds (possibly negative) amounts to the counters of the windows that admitted a request.
+-- A window that has passed is left alone, unless it was kept for its soft marks: its counter counts another one by now. Locks the counters in
+-- key order, which is the order of every function here, so that no two wait for each other in a circle.
+-- Sets gateway.near_a_mark for the transaction where a soft mark may have been crossed (record_crossings.sql): the counter is marked, or a
+-- request has used more than its bound.
+create or replace function gateway.correct_counters(p_corrections gateway.counted[]) returns void
+language plpgsql set search_path = ''
+as $$
+declare
+    v_near boolean;
+    v_turned boolean;
+begin
+    select bool_or(l.near), bool_or(l.turned) into v_near, v_turned
+    from (
+        select c.window_start = x.window_start and (c.marked or x.tokens > 0 or x.spend_usd > 0) as near, c.window_start > x.window_start as turned
+        from gateway.limit_counters as c
+        join unnest(p_corrections) as x
+            on (c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per)
+        order by c.subject, c.subject_id, c.model_id, c.per
+        for update of c
+    ) as l;
+
+    -- greatest(): an operator may have set a counter back by hand, and a settlement must not fail for it.
+    update gateway.limit_counters as c
+    set requests = greatest(c.requests + x.requests, 0),
+        tokens = greatest(c.tokens + x.tokens, 0),
+        spend_usd = greatest(c.spend_usd + x.spend_usd, 0)
+    from (
+        select subject, subject_id, model_id, per, window_start,
+            sum(requests)::bigint as requests, sum(tokens)::bigint as tokens, sum(spend_usd) as spend_usd
+        from unnest(p_corrections)
+        group by subject, subject_id, model_id, per, window_start
+    ) as x
+    where (c.subject, c.subject_id, c.model_id, c.per, c.window_start) = (x.subject, x.subject_id, x.model_id, x.per, x.window_start)
+        and (x.requests <> 0 or x.tokens <> 0 or x.spend_usd <> 0);
+
+    if v_turned then
+        update gateway.turned_windows as t
+        set requests = greatest(t.requests + x.requests, 0),
+            tokens = greatest(t.tokens + x.tokens, 0),
+            spend_usd = greatest(t.spend_usd + x.spend_usd, 0)
+        from (
+            select subject, subject_id, model_id, per, window_start,
+                sum(requests)::bigint as requests, sum(tokens)::bigint as tokens, sum(spend_usd) as spend_usd
+            from unnest(p_corrections)
+            group by subject, subject_id, model_id, per, window_start
+        ) as x
+        where (t.subject, t.subject_id, t.model_id, t.per, t.window_start) = (x.subject, x.subject_id, x.model_id, x.per, x.window_start);
+        v_near := v_near or found;
+    end if;
+    if v_near then
+        perform set_config('gateway.near_a_mark', 'on', true);
+    end if;
+end
+$$;
+
+comment on function gateway.correct_counters(gateway.counted[]) is 'Adds amounts to the counters of the windows named, where they still run or are kept.';
 
 -- A limited key must not multiply its limits by making keys: what these do counts as its own. Only rows of the maker's own bind; the
 -- system's default is for each key by itself.
@@ -852,6 +1292,7 @@ declare
     v_refusal jsonb;
     v_hold numeric := 0;
     v_counted gateway.counted[] := '{}'::gateway.counted[];
+    v_marked boolean[];
     v_warnings text[];
 begin
     -- In SQL an absent bound passes every comparison: it has to be refused here or it would hold nothing.
@@ -1058,11 +1499,15 @@ begin
             'admitted', false, 'key_prefix', v_key.prefix, 'rate_limits', gateway.describe_limits(v_limits, v_at));
     end if;
 
-    -- a limit of a model or a service reserves what its own candidates may use; the settlement gives back what they did not
+    -- A limit of a model or a service reserves what its own candidates may use; the settlement gives back what they did not. Beyond a soft
+    -- mark it marks the counter, for the settlements to look closer (record_crossings.sql).
     select coalesce(array_agg((
-        l.subject, l.subject_id, l.model_id, l.per, l.window_start, 1, u.tokens, u.spend_usd
-    )::gateway.counted), '{}')
-    into v_counted
+            l.subject, l.subject_id, l.model_id, l.per, l.window_start, 1, u.tokens, u.spend_usd
+        )::gateway.counted), '{}'),
+        array_agg(coalesce(
+            l.used_requests + 1 > l.warn_requests or l.used_tokens + u.tokens > l.warn_tokens or l.used_spend_usd + u.spend_usd > l.warn_spend_usd,
+            false))
+    into v_counted, v_marked
     from unnest(v_limits) as l
     cross join lateral (
         select max(c.input_bound + c.output_bound * p_choices) as tokens,
@@ -1082,8 +1527,9 @@ begin
     set requests = case when c.window_start = x.window_start then c.requests else 0 end + x.requests,
         tokens = case when c.window_start = x.window_start then c.tokens else 0 end + x.tokens,
         spend_usd = case when c.window_start = x.window_start then c.spend_usd else 0 end + x.spend_usd,
-        window_start = x.window_start
-    from unnest(v_counted) as x
+        window_start = x.window_start,
+        marked = x.marked
+    from unnest(v_counted, v_marked) as x (subject, subject_id, model_id, per, window_start, requests, tokens, spend_usd, marked)
     where (c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per);
 
     update gateway.accounts set held_usd = held_usd + v_hold where customer_id = v_key.customer_id;
@@ -1119,6 +1565,19 @@ begin
         (case when l.used_spend_usd > l.warn_spend_usd then 'spend_usd_per_' || l.per end)
     ) as w (name)
     where w.name is not null and l.subject <> 'service';
+
+    if v_warnings is not null then
+        -- requests are used by being admitted, but where another model may answer, whose counter would keep this one instead
+        for v_limit in
+            select * from unnest(v_limits) as l
+            where l.subject <> 'service' and l.used_requests > l.warn_requests and l.used_requests - 1 <= l.warn_requests
+                and (l.model_id = 0 or not exists (select from unnest(v_candidates) as c where c.model_id <> l.model_id))
+        loop
+            perform gateway.record_crossing(
+                v_limit.subject, v_limit.subject_id, v_limit.model_id, v_limit.per, v_limit.window_start,
+                'requests', v_limit.warn_requests, v_limit.used_requests);
+        end loop;
+    end if;
 
     return jsonb_build_object(
         'admitted', true,
@@ -1584,13 +2043,17 @@ begin
                 ) as b on b.request_id = r.id
                 where r.collected_usd is distinct from b.total
             )
-            select count(d.in_log) + case
-                when (count(*) - count(d.in_log), coalesce(sum(d.total) filter (where d.in_log is null), 0)) = (g.requests, g.collected_usd) then 0
-                else greatest(abs(count(*) - count(d.in_log) - g.requests), 1)
+            select d.in_log + case
+                when (d.gone, d.total) = (m.gone, m.total) then 0
+                else greatest(abs(d.gone - m.gone), 1)
             end
-            from (select coalesce(sum(booked_requests), 0) as requests, coalesce(sum(collected_usd), 0) as collected_usd from gateway.ledger_months) as g
-            left join doubtful as d on true
-            group by g.requests, g.collected_usd
+            from (
+                select count(in_log) as in_log, count(*) - count(in_log) as gone, coalesce(sum(total) filter (where in_log is null), 0) as total
+                from doubtful
+            ) as d
+            cross join (
+                select coalesce(sum(booked_requests), 0)::bigint as gone, coalesce(sum(collected_usd), 0) as total from gateway.ledger_months
+            ) as m
         );
     end if;
     return (
@@ -1775,6 +2238,7 @@ declare
     v_to timestamptz;
     v_requests bigint;
     v_collected_usd numeric;
+    v_last_entry_id bigint;
     v_late boolean;
 begin
     select to_date(c.relname, '"requests_"YYYY_MM'), c.relname into v_month, v_name
@@ -1795,6 +2259,13 @@ begin
     elsif exists (select from gateway.requests where state = 'held' and admitted_at >= v_from and admitted_at < v_to) then
         return jsonb_build_object('dropped', null, 'waits', 'holds');
     end if;
+    v_last_entry_id := (select max(id) from gateway.ledger_entries);
+    if exists (
+        select from gateway.recent_entries() as e
+        join gateway.requests as r on r.id = e.request_id and r.admitted_at >= v_from and r.admitted_at < v_to
+    ) then
+        return jsonb_build_object('dropped', null, 'waits', 'late_entries');
+    end if;
     begin
         perform set_config('lock_timeout', '2s', true);
         -- As api.create_request_partitions: only one at a time makes or drops one. Reading and writing go on.
@@ -1810,10 +2281,12 @@ begin
             return jsonb_build_object('dropped', null, 'waits', 'misbooked');
         end if;
         execute format('alter table gateway.requests detach partition gateway.%I', v_name);
-        -- Nobody writes to it any more. What came since it was looked at has left an entry, or runs.
+        -- Nobody writes to it any more. What came since it was looked at has left an entry: among the last, and with a smaller number than the
+        -- last one of then only where its transaction was running at that moment.
         execute format(
-            'select exists (select from gateway.%1$I where state = ''held'') or exists ('
-            'select from gateway.recent_entries() as e join gateway.%1$I as r on r.id = e.request_id)', v_name) into v_late;
+            'select exists (select from gateway.ledger_entries as e join gateway.%I as r on r.id = e.request_id where e.id > $1 - 100000 and '
+            'e.id > (select coalesce(max(c.through_entry_id), 0) from gateway.ledger_checkpoints as c where c.customer_id = e.customer_id))', v_name)
+            into v_late using v_last_entry_id;
         if v_late then
             raise exception using errcode = 'no_data_found';
         end if;
@@ -4249,7 +4722,11 @@ begin
         end if;
     end if;
     if v_customer_id is not null then
-        select coalesce(p_time_zone, c.time_zone) into v_time_zone from gateway.customers as c where c.id = v_customer_id;
+        -- its own in other letters is its own, whose days are kept for ever
+        select case when lower(p_time_zone) = lower(c.time_zone) then c.time_zone else coalesce(p_time_zone, c.time_zone) end
+        into v_time_zone
+        from gateway.customers as c
+        where c.id = v_customer_id;
         if not found then
             return jsonb_build_object('error', 'unknown_customer');
         end if;
@@ -4294,6 +4771,238 @@ revoke all on function api.read_time_series(bigint, bigint, text, text, text, te
 grant execute on function api.read_time_series(bigint, bigint, text, text, text, text, text, boolean) to service_role;
 
 comment on function api.read_time_series(bigint, bigint, text, text, text, text, text, boolean) is 'Usage over time by hour, day or month, of a customer or of all, with what was left out filled in.';
+
+-- api.list_crossings: soft marks that were crossed, the newest first: of a customer and its keys; with p_key_id of that key of it alone; of
+-- everybody and of the services where p_customer_id is null. [{"subject": key | customer | service, "id", "name": a service's name or a key's
+-- prefix, "customer_id", "model", "limit": such as tokens_per_day, "window_start", "mark", "used", "crossed_at"}]; USD are exact text, requests
+-- and tokens numbers. Reads only.
+create function api.list_crossings(p_customer_id bigint default null, p_limit integer default 20, p_key_id bigint default null) returns jsonb
+language plpgsql stable security definer set search_path = '' set plan_cache_mode = force_custom_plan
+as $$
+begin
+    return (
+        select coalesce(jsonb_agg(jsonb_build_object(
+            'subject', k.subject, 'id', k.subject_id,
+            'name', case k.subject
+                when 'key' then (select a.prefix from gateway.api_keys as a where a.id = k.subject_id)
+                when 'service' then (select s.name from gateway.services as s where s.id = k.subject_id)
+            end,
+            'customer_id', k.customer_id,
+            'model', (select m.name from gateway.models as m where m.id = k.model_id),
+            'limit', k.metric || '_per_' || k.per,
+            'window_start', k.window_start,
+            'mark', gateway.show_metric(k.metric, k.mark),
+            'used', gateway.show_metric(k.metric, k.used),
+            'crossed_at', k.at
+        ) order by k.at desc), '[]')
+        from (
+            select * from gateway.limit_crossings
+            where (p_customer_id is null or customer_id = p_customer_id) and (p_key_id is null or (subject = 'key' and subject_id = p_key_id))
+            order by at desc
+            limit p_limit
+        ) as k
+    );
+end
+$$;
+
+revoke all on function api.list_crossings(bigint, integer, bigint) from public;
+
+grant execute on function api.list_crossings(bigint, integer, bigint) to service_role;
+
+comment on function api.list_crossings(bigint, integer, bigint) is 'Soft marks that were crossed, the newest first.';
+
+-- The outbox, as those who empty it see it. What is claimed is sent at least once: where a maintainer dies between the sending and
+-- api.finish_delivery, its claim runs out and another sends the event again, under the same id.
+
+create function gateway.show_event_id(p_id uuid) returns text
+language plpgsql immutable parallel safe set search_path = ''
+as $$
+begin
+    return 'evt_' || replace(p_id::text, '-', '');
+end
+$$;
+
+comment on function gateway.show_event_id(uuid) is 'An event''s id as receivers see it.';
+
+revoke all on function gateway.show_event_id(uuid) from public;
+
+-- api.read_webhook: {"url", "secret": sealed}, each null where it is not set. For the operator's test of it.
+create function api.read_webhook() returns jsonb
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+    return (select jsonb_build_object('url', s.webhook_url, 'secret', s.webhook_secret) from gateway.settings as s);
+end
+$$;
+
+revoke all on function api.read_webhook() from public;
+
+grant execute on function api.read_webhook() to service_role;
+
+comment on function api.read_webhook() is 'Where events are sent, and the sealed secret that they are signed with.';
+
+-- api.claim_deliveries: takes at most p_limit deliveries that are due, the longest due first, for p_lease_seconds: no other is given them
+-- before. {"url", "secret": sealed, "deliveries": [{"event_id", "attempt", "id", "type", "created_at", "data"}]}; none, and no url, where no
+-- webhook is set. attempt is the claim's number, for api.finish_delivery. Skips what is being claimed. For the maintenance function.
+create function api.claim_deliveries(p_limit integer, p_lease_seconds integer) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_now timestamptz := clock_timestamp();
+    v_settings gateway.settings;
+    v_claimed jsonb;
+begin
+    select * into v_settings from gateway.settings;
+    if v_settings.webhook_url is null then
+        return jsonb_build_object('url', null, 'secret', null, 'deliveries', '[]'::jsonb);
+    end if;
+    with due as (
+        select event_id from gateway.event_deliveries
+        where next_attempt_at <= v_now and (claimed_until is null or claimed_until <= v_now)
+        order by next_attempt_at
+        limit p_limit
+        for update skip locked
+    ),
+    claimed as (
+        update gateway.event_deliveries as d
+        set attempts = d.attempts + 1, claimed_until = v_now + make_interval(secs => p_lease_seconds)
+        from due
+        where d.event_id = due.event_id
+        returning d.event_id, d.attempts
+    )
+    select coalesce(jsonb_agg(jsonb_build_object(
+        'event_id', e.id, 'attempt', c.attempts, 'id', gateway.show_event_id(e.id), 'type', e.kind, 'created_at', e.at, 'data', e.data
+    ) order by e.at), '[]')
+    into v_claimed
+    from claimed as c
+    join gateway.events as e on e.id = c.event_id;
+    return jsonb_build_object('url', v_settings.webhook_url, 'secret', v_settings.webhook_secret, 'deliveries', v_claimed);
+end
+$$;
+
+revoke all on function api.claim_deliveries(integer, integer) from public;
+
+grant execute on function api.claim_deliveries(integer, integer) to service_role;
+
+comment on function api.claim_deliveries(integer, integer) is 'Takes events that are due for sending; nobody else gets them while the lease runs.';
+
+-- api.finish_delivery: what came of a claim. {"state": delivered | waiting | given_up | stale, "next_attempt_at"}.
+-- An attempt that failed is made again after a minute, two, four … six hours, each shortened by up to a tenth at random, so that what failed
+-- together does not come back together; after the twentieth, some three days on, it is given up, and stays to be seen.
+-- stale: the lease has run out and another has claimed it since, who will say what came of it. But what was delivered is delivered.
+create function api.finish_delivery(p_event_id uuid, p_attempt integer, p_delivered boolean, p_status integer, p_error text) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    c_most_attempts constant integer := 20;
+    v_now timestamptz := clock_timestamp();
+    v_delivery gateway.event_deliveries;
+begin
+    update gateway.event_deliveries
+    set delivered_at = case when p_delivered then v_now end,
+        next_attempt_at = case
+            when not p_delivered and attempts < c_most_attempts
+                then v_now + least(interval '1 minute' * power(2, attempts - 1), interval '6 hours') * (1 - 0.1 * random())
+        end,
+        claimed_until = null,
+        last_status = p_status,
+        last_error = left(p_error, 300)
+    where event_id = p_event_id and delivered_at is null and (p_delivered or (attempts = p_attempt and next_attempt_at is not null))
+    returning * into v_delivery;
+    return jsonb_build_object(
+        'state', case
+            when not found then 'stale'
+            when v_delivery.delivered_at is not null then 'delivered'
+            when v_delivery.next_attempt_at is not null then 'waiting'
+            else 'given_up'
+        end,
+        'next_attempt_at', v_delivery.next_attempt_at);
+end
+$$;
+
+revoke all on function api.finish_delivery(uuid, integer, boolean, integer, text) from public;
+
+grant execute on function api.finish_delivery(uuid, integer, boolean, integer, text) to service_role;
+
+comment on function api.finish_delivery(uuid, integer, boolean, integer, text) is 'Writes what came of sending an event: delivered, to be tried again, or given up.';
+
+-- api.read_deliveries: how the webhook is doing. {"webhook_set", "waiting": deliveries that are not made yet, "waiting_since": of the oldest,
+-- "given_up", "last_delivered_at", "undelivered": [the newest p_limit that are waiting after a failure or given up: {"id", "type",
+-- "created_at", "attempts", "next_attempt_at", "last_status", "last_error"}]}. Reads only.
+create function api.read_deliveries(p_limit integer default 20) returns jsonb
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+    return jsonb_build_object(
+        'webhook_set', (select s.webhook_url is not null from gateway.settings as s),
+        'given_up', (select count(*) from gateway.event_deliveries where delivered_at is null and next_attempt_at is null),
+        'last_delivered_at', (select max(delivered_at) from gateway.event_deliveries where delivered_at is not null),
+        'undelivered', (
+            select coalesce(jsonb_agg(jsonb_build_object(
+                'id', gateway.show_event_id(u.id), 'type', u.kind, 'created_at', u.at, 'attempts', u.attempts,
+                'next_attempt_at', u.next_attempt_at, 'last_status', u.last_status, 'last_error', u.last_error
+            ) order by u.at desc), '[]')
+            from (
+                select e.id, e.kind, e.at, d.attempts, d.next_attempt_at, d.last_status, d.last_error
+                from gateway.event_deliveries as d
+                join gateway.events as e on e.id = d.event_id
+                where d.next_attempt_at is not null and d.attempts > 0
+                union all
+                select e.id, e.kind, e.at, d.attempts, d.next_attempt_at, d.last_status, d.last_error
+                from gateway.event_deliveries as d
+                join gateway.events as e on e.id = d.event_id
+                where d.delivered_at is null and d.next_attempt_at is null
+                order by 3 desc
+                limit p_limit
+            ) as u
+        )
+    ) || (
+        select jsonb_build_object('waiting', count(*), 'waiting_since', min(e.at))
+        from gateway.event_deliveries as d
+        join gateway.events as e on e.id = d.event_id
+        where d.next_attempt_at is not null
+    );
+end
+$$;
+
+revoke all on function api.read_deliveries(integer) from public;
+
+grant execute on function api.read_deliveries(integer) to service_role;
+
+comment on function api.read_deliveries(integer) is 'How the webhook is doing: what waits, what failed, what was given up.';
+
+-- api.forget_events: deletes events of more than 90 days with their deliveries, crossings of more than 400 days (longer than any window), and
+-- turned windows of more than a day, whose requests have ended; of each at most p_limit, the oldest first. Returns how many rows.
+-- This only keeps the tables small. For the maintenance function.
+create function api.forget_events(p_limit integer default 10000) returns integer
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_events integer;
+    v_crossings integer;
+    v_windows integer;
+begin
+    delete from gateway.events
+    where id = any (array(
+        select id from gateway.events where at < now() - interval '90 days' order by at limit p_limit for update skip locked));
+    get diagnostics v_events = row_count;
+    delete from gateway.limit_crossings
+    where ctid = any (array(
+        select ctid from gateway.limit_crossings where at < now() - interval '400 days' order by at limit p_limit for update skip locked));
+    get diagnostics v_crossings = row_count;
+    delete from gateway.turned_windows
+    where ctid = any (array(
+        select ctid from gateway.turned_windows where turned_at < now() - interval '1 day' order by turned_at limit p_limit for update skip locked));
+    get diagnostics v_windows = row_count;
+    return v_events + v_crossings + v_windows;
+end
+$$;
+
+revoke all on function api.forget_events(integer) from public;
+
+grant execute on function api.forget_events(integer) to service_role;
+
+comment on function api.forget_events(integer) is 'Deletes old events, crossings and turned windows.';
 
 -- What the operator looks at in Studio. All of it is read only, reads what a question costs and no more (the sums by day and month, not the
 -- log), and runs with the rights of whoever asks: nobody but the owner has any.
@@ -5285,6 +5994,10 @@ create policy nobody on gateway.limits as restrictive to public using (false);
 
 create policy nobody on gateway.limit_counters as restrictive to public using (false);
 
+create policy nobody on gateway.limit_crossings as restrictive to public using (false);
+
+create policy nobody on gateway.turned_windows as restrictive to public using (false);
+
 create policy nobody on gateway.requests as restrictive to public using (false);
 
 create policy nobody on gateway.requests_default as restrictive to public using (false);
@@ -5304,3 +6017,7 @@ create policy nobody on gateway.usage_closing as restrictive to public using (fa
 create policy nobody on gateway.refusal_rollups as restrictive to public using (false);
 
 create policy nobody on gateway.audit_log as restrictive to public using (false);
+
+create policy nobody on gateway.events as restrictive to public using (false);
+
+create policy nobody on gateway.event_deliveries as restrictive to public using (false);

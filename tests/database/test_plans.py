@@ -158,3 +158,17 @@ def test_the_sweeper_the_record_and_the_key_are_read_by_index(crowded: tuple[Eng
         engine.call("forget_idempotency_keys")
 
     assert_by_index(engine, work)
+
+
+def test_what_is_left_of_limits_and_credits_is_read_by_index(crowded: tuple[Engine, Customer]) -> None:
+    engine, customer = crowded
+    engine.settle(engine.admitted(customer.key_hash))
+
+    def work() -> None:
+        asked = {"p_customer_id": customer.id, "p_key_id": customer.key_id}
+        assert engine.call("read_limits", **asked)["limits"]
+        assert engine.call("read_limits", **asked, p_model="many-77")["limits"]
+        assert engine.call("read_key", **asked)["usage"]["total_usd"] != "0"
+        assert engine.call("read_credits", p_customer_id=customer.id)["total_usage_usd"] != "0"
+
+    assert_by_index(engine, work)

@@ -53,7 +53,8 @@ ROUTES: Routes = {
         answer=answers.UsageSeries,
         tokens=True,
         description="Requests, tokens, cost, charge, errors and latencies by the hour (31 days at most), the "
-        f"day (400) or the month (10 years). {_OWN_REQUESTS}",
+        "day (400) or the month (10 years). Hours, and days in another time zone than the customer's, are "
+        f"known as far back as the setting `usage_detail_days`. {_OWN_REQUESTS}",
         parameters=(
             Parameter(
                 "from",
