@@ -14,13 +14,16 @@
 \ir tables/retired_secrets.sql
 \ir tables/limits.sql
 \ir tables/limit_counters.sql
+\ir tables/limit_crossings.sql
 \ir tables/requests.sql
 \ir tables/idempotency_keys.sql
 \ir tables/ledger_entries.sql
+\ir tables/ledger_checkpoints.sql
 \ir tables/usage_rollups.sql
 \ir tables/usage_periods.sql
 \ir tables/refusal_rollups.sql
 \ir tables/audit_log.sql
+\ir tables/events.sql
 
 \ir functions/money.sql
 \ir functions/windows.sql
@@ -28,6 +31,8 @@
 \ir functions/erasure.sql
 \ir functions/create_request_partitions.sql
 
+\ir functions/raise_event.sql
+\ir functions/record_crossings.sql
 \ir functions/correct_counters.sql
 \ir functions/record_refusal.sql
 \ir functions/resolve_candidates.sql
@@ -38,6 +43,8 @@
 \ir functions/expire_holds.sql
 \ir functions/forget_idempotency_keys.sql
 \ir functions/check_ledger.sql
+\ir functions/close_ledger.sql
+\ir functions/drop_request_partitions.sql
 \ir functions/close_usage.sql
 \ir functions/read_usage.sql
 \ir functions/read_admin_monitor.sql
@@ -70,6 +77,9 @@
 \ir functions/read_limits.sql
 \ir functions/read_credits.sql
 \ir functions/read_time_series.sql
+\ir functions/list_crossings.sql
+\ir functions/deliver_events.sql
+\ir functions/forget_events.sql
 \ir functions/check_health.sql
 
 \ir views/usage.sql

@@ -64,7 +64,7 @@ create function gateway.applicable_limits(
 language plpgsql stable set search_path = ''
 as $$
 declare
-    v_of_makers gateway.limit_state[] := '{}';
+    v_of_makers gateway.limit_state[] := '{}'::gateway.limit_state[];
 begin
     if cardinality(p_maker_key_ids) > 0 then
         v_of_makers := gateway.limits_of_makers(p_maker_key_ids, p_model_ids, p_time_zone, p_at);
@@ -239,15 +239,14 @@ declare
     v_allowed boolean := false;
     v_routed boolean := false;
     v_candidate gateway.candidate;
-    v_resolved gateway.candidate[] := '{}';
-    v_candidates gateway.candidate[] := '{}';
+    v_resolved gateway.candidate[] := '{}'::gateway.candidate[];
+    v_candidates gateway.candidate[] := '{}'::gateway.candidate[];
     v_idempotency gateway.idempotency_keys;
     v_idempotency_is_new boolean := false;
     v_limits gateway.limit_state[];
     v_limit gateway.limit_state;
     v_account gateway.accounts;
     v_free numeric;
-    v_money numeric;
     v_rate_in numeric;
     v_rate_out numeric;
     v_fixed numeric;
@@ -261,7 +260,8 @@ declare
     v_reason jsonb;
     v_refusal jsonb;
     v_hold numeric := 0;
-    v_counted gateway.counted[] := '{}';
+    v_counted gateway.counted[] := '{}'::gateway.counted[];
+    v_marked boolean[];
     v_warnings text[];
 begin
     -- In SQL an absent bound passes every comparison: it has to be refused here or it would hold nothing.
@@ -468,11 +468,15 @@ begin
             'admitted', false, 'key_prefix', v_key.prefix, 'rate_limits', gateway.describe_limits(v_limits, v_at));
     end if;
 
-    -- a limit of a model or a service reserves what its own candidates may use; the settlement gives back what they did not
+    -- A limit of a model or a service reserves what its own candidates may use; the settlement gives back what they did not. Beyond a soft
+    -- mark it marks the counter, for the settlements to look closer (record_crossings.sql).
     select coalesce(array_agg((
-        l.subject, l.subject_id, l.model_id, l.per, l.window_start, 1, u.tokens, u.spend_usd
-    )::gateway.counted), '{}')
-    into v_counted
+            l.subject, l.subject_id, l.model_id, l.per, l.window_start, 1, u.tokens, u.spend_usd
+        )::gateway.counted), '{}'),
+        array_agg(coalesce(
+            l.used_requests + 1 > l.warn_requests or l.used_tokens + u.tokens > l.warn_tokens or l.used_spend_usd + u.spend_usd > l.warn_spend_usd,
+            false))
+    into v_counted, v_marked
     from unnest(v_limits) as l
     cross join lateral (
         select max(c.input_bound + c.output_bound * p_choices) as tokens,
@@ -492,8 +496,9 @@ begin
     set requests = case when c.window_start = x.window_start then c.requests else 0 end + x.requests,
         tokens = case when c.window_start = x.window_start then c.tokens else 0 end + x.tokens,
         spend_usd = case when c.window_start = x.window_start then c.spend_usd else 0 end + x.spend_usd,
-        window_start = x.window_start
-    from unnest(v_counted) as x
+        window_start = x.window_start,
+        marked = x.marked
+    from unnest(v_counted, v_marked) as x (subject, subject_id, model_id, per, window_start, requests, tokens, spend_usd, marked)
     where (c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per);
 
     update gateway.accounts set held_usd = held_usd + v_hold where customer_id = v_key.customer_id;
@@ -529,6 +534,19 @@ begin
         (case when l.used_spend_usd > l.warn_spend_usd then 'spend_usd_per_' || l.per end)
     ) as w (name)
     where w.name is not null and l.subject <> 'service';
+
+    if v_warnings is not null then
+        -- requests are used by being admitted, but where another model may answer, whose counter would keep this one instead
+        for v_limit in
+            select * from unnest(v_limits) as l
+            where l.subject <> 'service' and l.used_requests > l.warn_requests and l.used_requests - 1 <= l.warn_requests
+                and (l.model_id = 0 or not exists (select from unnest(v_candidates) as c where c.model_id <> l.model_id))
+        loop
+            perform gateway.record_crossing(
+                v_limit.subject, v_limit.subject_id, v_limit.model_id, v_limit.per, v_limit.window_start,
+                'requests', v_limit.warn_requests, v_limit.used_requests);
+        end loop;
+    end if;
 
     return jsonb_build_object(
         'admitted', true,

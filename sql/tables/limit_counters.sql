@@ -8,6 +8,7 @@ create table gateway.limit_counters (
     requests bigint not null default 0 check (requests >= 0),
     tokens bigint not null default 0 check (tokens >= 0),
     spend_usd numeric(20, 10) not null default 0 check (spend_usd >= 0),
+    marked boolean not null default false,
     primary key (subject, subject_id, model_id, per)
 ) with (fillfactor = 50);
 alter table gateway.limit_counters enable row level security;
@@ -21,6 +22,7 @@ comment on column gateway.limit_counters.window_start is 'Start of the window th
 comment on column gateway.limit_counters.requests is 'Requests admitted in the window.';
 comment on column gateway.limit_counters.tokens is 'Tokens used in the window; those of running requests at their bound.';
 comment on column gateway.limit_counters.spend_usd is 'USD used in the window; those of running requests at their hold.';
+comment on column gateway.limit_counters.marked is 'Whether the last admission reserved beyond a soft mark of the window: the settlements look whether what is really used does so too.';
 
 -- What one request has counted where, so that its settlement corrects the windows that admitted it and no other.
 create type gateway.counted as (
