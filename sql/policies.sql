@@ -26,3 +26,5 @@ create policy nobody on gateway.refusal_rollups as restrictive to public using (
 create policy nobody on gateway.audit_log as restrictive to public using (false);
 create policy nobody on gateway.events as restrictive to public using (false);
 create policy nobody on gateway.event_deliveries as restrictive to public using (false);
+create policy nobody on gateway.ledger_checkpoints as restrictive to public using (false);
+create policy nobody on gateway.ledger_months as restrictive to public using (false);

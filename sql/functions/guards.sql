@@ -95,7 +95,7 @@ as $$
 declare
     v_old jsonb := case when tg_op <> 'INSERT' then to_jsonb(old) end;
     v_new jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) end;
-    v_id text := coalesce(v_new ->> 'id', v_old ->> 'id', '1');
+    v_id text := coalesce(v_new ->> 'id', v_old ->> 'id', v_old ->> 'key_id', '1');
     v_before jsonb := v_old;
     v_after jsonb := v_new;
     v_secret text;
@@ -131,6 +131,10 @@ create trigger refuse_hand_edit before insert on gateway.ledger_entries
     for each statement execute function gateway.refuse_hand_edit();
 create trigger refuse_change before delete or truncate on gateway.ledger_entries
     for each statement execute function gateway.refuse_change();
+create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.ledger_months
+    for each statement execute function gateway.refuse_hand_edit();
+create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.ledger_checkpoints
+    for each statement execute function gateway.refuse_hand_edit();
 create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.requests
     for each statement execute function gateway.refuse_hand_edit();
 create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.usage_rollups
@@ -139,6 +143,13 @@ create trigger refuse_hand_edit before insert or update or truncate on gateway.i
     for each statement execute function gateway.refuse_hand_edit();
 create trigger refuse_hand_edit before insert or update or truncate on gateway.retired_secrets
     for each statement execute function gateway.refuse_hand_edit();
+create trigger refuse_change before update or truncate on gateway.events
+    for each statement execute function gateway.refuse_change();
+create trigger refuse_change before update or truncate on gateway.limit_crossings
+    for each statement execute function gateway.refuse_change();
+-- Written by triggers alone: no hand adds what nobody did.
+create trigger refuse_hand_edit before insert on gateway.audit_log
+    for each statement when (pg_trigger_depth() = 0) execute function gateway.refuse_hand_edit();
 create trigger refuse_change before delete or truncate on gateway.audit_log
     for each statement execute function gateway.refuse_change();
 
@@ -166,3 +177,7 @@ create trigger record_audit after insert or update or delete on gateway.models f
 create trigger record_audit after insert or update or delete on gateway.offers for each row execute function gateway.record_audit();
 create trigger record_audit after insert or update or delete on gateway.prices for each row execute function gateway.record_audit();
 create trigger record_audit after insert or update or delete on gateway.limits for each row execute function gateway.record_audit();
+-- A secret that still worked and that a hand has ended, by the key's id; those whose time is over are forgotten in silence.
+create trigger record_audit after delete on gateway.retired_secrets for each row
+    when (old.expires_at > now() and current_setting('gateway.engine', true) is distinct from 'on')
+    execute function gateway.record_audit();

@@ -611,7 +611,7 @@ as $$
 declare
     v_old jsonb := case when tg_op <> 'INSERT' then to_jsonb(old) end;
     v_new jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) end;
-    v_id text := coalesce(v_new ->> 'id', v_old ->> 'id', '1');
+    v_id text := coalesce(v_new ->> 'id', v_old ->> 'id', v_old ->> 'key_id', '1');
     v_before jsonb := v_old;
     v_after jsonb := v_new;
     v_secret text;
@@ -651,8 +651,23 @@ create trigger refuse_hand_edit before insert or update or delete or truncate on
 create trigger refuse_hand_edit before insert or update or truncate on gateway.retired_secrets
     for each statement execute function gateway.refuse_hand_edit();
 
+create trigger refuse_change before update or truncate on gateway.events
+    for each statement execute function gateway.refuse_change();
+
+create trigger refuse_change before update or truncate on gateway.limit_crossings
+    for each statement execute function gateway.refuse_change();
+
+-- Written by triggers alone: no hand adds what nobody did.
+create trigger refuse_hand_edit before insert on gateway.audit_log
+    for each statement when (pg_trigger_depth() = 0) execute function gateway.refuse_hand_edit();
+
 create trigger refuse_change before delete or truncate on gateway.audit_log
     for each statement execute function gateway.refuse_change();
+
+-- A secret that still worked and that a hand has ended, by the key's id; those whose time is over are forgotten in silence.
+create trigger record_audit after delete on gateway.retired_secrets for each row
+    when (old.expires_at > now() and current_setting('gateway.engine', true) is distinct from 'on')
+    execute function gateway.record_audit();
 
 -- A person can be erased from what otherwise stays as it was written. What may change then is decided here by the rows themselves, not by
 -- who asks: only of customers that are erased, and only personal data to nothing.
@@ -1116,6 +1131,100 @@ end
 $$;
 
 comment on function gateway.correct_counters(gateway.counted[]) is 'Adds amounts to the counters of the windows named, where they still run or are kept.';
+
+-- gateway.resolve_candidates: the routes that a request for these models might take, in the order in which to try them: by the
+-- client's order of models, then priority, then at random by weight. A model that has no usable route gives one row without a
+-- route; a route without a price in force gives one without prices. Reads only. PL/pgSQL, here and below on the chat path, because it
+-- keeps its plans: a SQL function with a search_path of its own is planned anew at every call.
+create or replace function gateway.resolve_candidates(
+    p_models text[], p_model_id bigint, p_provider text, p_allowed_services bigint[], p_media_input boolean, p_media_output boolean
+) returns setof gateway.candidate
+language plpgsql stable set search_path = ''
+as $$
+begin
+    return query
+    with wanted as (
+        select w.name, w.position from unnest(p_models) with ordinality as w (name, position)
+    ),
+    resolved as (
+        -- the whole string, or the id
+        select w.position, m.id, p_provider as provider
+        from wanted as w
+        join gateway.models as m on m.name = w.name and m.active
+        union all
+        select 0, m.id, p_provider from gateway.models as m where m.id = p_model_id and m.active
+        union all
+        -- only then provider/model, and under a named provider the provider's own name of the model; ours goes before it
+        select n.position, o.model_id, n.provider
+        from (
+            select w.position, coalesce(p_provider, split_part(w.name, '/', 1)) as provider,
+                case when p_provider is null then substr(w.name, strpos(w.name, '/') + 1) else w.name end as name
+            from wanted as w
+            -- a name of the catalogue that nobody serves here, such as OpenRouter's openai/gpt-4o, does not hide openai's gpt-4o
+            where (p_provider is not null or strpos(w.name, '/') > 1)
+                and not exists (
+                    select
+                    from gateway.models as whole
+                    join gateway.offers as sold on sold.model_id = whole.id
+                    join gateway.routes as open on open.offer_id = sold.id and open.active
+                    join gateway.services as at on at.id = open.service_id and at.active
+                    where whole.name = w.name and whole.active
+                        and (p_provider is null or sold.provider = p_provider)
+                        and (p_allowed_services is null or at.id = any (p_allowed_services))
+                )
+        ) as n
+        cross join lateral (
+            select found.model_id
+            from (
+                select o.model_id, 1 as rank
+                from gateway.models as m
+                join gateway.offers as o on o.model_id = m.id and o.provider = n.provider
+                where m.name = n.name and m.active
+                union all
+                select o.model_id, 2
+                from gateway.offers as o
+                join gateway.models as m on m.id = o.model_id and m.active
+                where o.provider = n.provider and o.upstream_model = n.name
+            ) as found
+            order by found.rank, found.model_id
+            limit 1
+        ) as o
+    )
+    select
+        m.id, m.name, m.context_length, m.max_output_tokens,
+        r.id, s.id, s.name, s.provider, s.base_url, s.provider_key, o.upstream_model,
+        p.prices,
+        case
+            when p_media_input then greatest(p.input, p.cached_input, p.cache_write, p.audio_input, p.image_input)
+            else greatest(p.input, p.cached_input, p.cache_write)
+        end * 0.000001,
+        case when p_media_output then greatest(p.output, p.audio_output, p.image_output) else p.output end * 0.000001,
+        p.per_request,
+        null::bigint, null::bigint, null::numeric, null::numeric
+    from (select distinct on (id) position, id, provider from resolved order by id, position) as wanted_model
+    join gateway.models as m on m.id = wanted_model.id
+    left join (
+        gateway.offers as o
+        join gateway.routes as r on r.offer_id = o.id and r.active
+        join gateway.services as s on s.id = r.service_id and s.active
+    ) on o.model_id = m.id
+        and (wanted_model.provider is null or o.provider = wanted_model.provider)
+        and (p_allowed_services is null or s.id = any (p_allowed_services))
+    left join lateral (
+        select v.input, v.cached_input, v.cache_write, v.audio_input, v.image_input, v.output, v.audio_output, v.image_output,
+            coalesce(v.per_request, 0) as per_request,
+            jsonb_strip_nulls(jsonb_build_object(
+                'input', v.input, 'cached_input', v.cached_input, 'cache_write', v.cache_write, 'audio_input', v.audio_input,
+                'image_input', v.image_input, 'output', v.output, 'audio_output', v.audio_output, 'image_output', v.image_output,
+                'per_request', v.per_request, 'per_image', v.per_image)) as prices
+        from gateway.prices as v
+        where v.offer_id = o.id and (v.service_id = s.id or v.service_id is null) and v.effective_from <= clock_timestamp()
+        order by v.service_id is null, v.effective_from desc
+        limit 1
+    ) as p on true
+    order by wanted_model.position, coalesce(r.priority, s.priority), -ln(1 - random()) / r.weight;
+end
+$$;
 
 -- A limited key must not multiply its limits by making keys: what these do counts as its own. Only rows of the maker's own bind; the
 -- system's default is for each key by itself.
@@ -1995,10 +2104,11 @@ begin
 end
 $$;
 
--- The entries of each customer since its last checkpoint. By the index from account to account, whatever the planner thinks (offset 0): a
--- scan would read the whole of the books.
+-- The entries of each customer since its last checkpoint, by the index from account to account, whatever the planner thinks of how many they
+-- are: a scan would read the whole of the books for each account, and so would the primary key where a customer's checkpoint is old. For
+-- that the condition is on both columns at once.
 create function gateway.recent_entries() returns table (customer_id bigint, request_id text, amount_usd numeric)
-language plpgsql stable set search_path = ''
+language plpgsql stable set search_path = '' set enable_seqscan = off
 as $$
 begin
     return query
@@ -2010,7 +2120,7 @@ begin
     cross join lateral (
         select l.request_id, l.amount_usd
         from gateway.ledger_entries as l
-        where l.customer_id = a.customer_id and l.id > coalesce(c.through_entry_id, 0)
+        where (l.customer_id, l.id) > (a.customer_id, coalesce(c.through_entry_id, 0)) and l.customer_id <= a.customer_id
         offset 0
     ) as e;
 end
@@ -2164,6 +2274,36 @@ grant execute on function api.check_ledger(boolean) to service_role;
 
 comment on function api.check_ledger(boolean) is 'Recomputes every balance from the ledger and every hold from the running requests, from the last checkpoints on or whole.';
 
+create function gateway.write_checkpoints(p_month date, p_end timestamptz) returns void
+language plpgsql set search_path = '' set enable_seqscan = off
+as $$
+begin
+    insert into gateway.ledger_checkpoints (customer_id, month, through_entry_id, entries, balance_usd)
+    select a.customer_id, p_month, t.entry_id, n.entries, coalesce(c.balance_usd, 0) + n.total
+    from gateway.accounts as a
+    left join lateral (
+        select p.through_entry_id, p.balance_usd from gateway.ledger_checkpoints as p where p.customer_id = a.customer_id order by p.month desc limit 1
+    ) as c on true
+    cross join lateral (
+        select e.id as entry_id
+        from gateway.ledger_entries as e
+        where (e.customer_id, e.id) > (a.customer_id, coalesce(c.through_entry_id, 0)) and e.customer_id <= a.customer_id and e.created_at < p_end
+        order by e.customer_id desc, e.id desc
+        limit 1
+    ) as t
+    cross join lateral (
+        select count(*) as entries, sum(e.amount_usd) as total
+        from gateway.ledger_entries as e
+        where (e.customer_id, e.id) > (a.customer_id, coalesce(c.through_entry_id, 0)) and (e.customer_id, e.id) <= (a.customer_id, t.entry_id)
+        offset 0
+    ) as n;
+end
+$$;
+
+comment on function gateway.write_checkpoints(date, timestamptz) is 'Writes what each customer''s entries of a month, and those left over from before, come to.';
+
+revoke all on function gateway.write_checkpoints(date, timestamptz) from public;
+
 -- api.close_ledger: closes the oldest month (UTC) that is over by a day and not closed yet, if the books agree: writes each customer's balance
 -- at its end into ledger_checkpoints. What is booked later, and if it is for a request of that month, counts from then on. For maintenance.
 -- {"closed": "2026-10" or null, "disagree": whether it had to be left open, because check_ledger finds fault}. Locks no account: a customer's
@@ -2192,25 +2332,7 @@ begin
     end if;
     perform set_config('gateway.engine', 'on', true);
     insert into gateway.ledger_months (month) values (v_month);
-    insert into gateway.ledger_checkpoints (customer_id, month, through_entry_id, entries, balance_usd)
-    select a.customer_id, v_month, t.entry_id, n.entries, coalesce(c.balance_usd, 0) + n.total
-    from gateway.accounts as a
-    left join lateral (
-        select p.through_entry_id, p.balance_usd from gateway.ledger_checkpoints as p where p.customer_id = a.customer_id order by p.month desc limit 1
-    ) as c on true
-    cross join lateral (
-        select e.id as entry_id
-        from gateway.ledger_entries as e
-        where e.customer_id = a.customer_id and e.id > coalesce(c.through_entry_id, 0) and e.created_at < v_end
-        order by e.id desc
-        limit 1
-    ) as t
-    cross join lateral (
-        select count(*) as entries, sum(e.amount_usd) as total
-        from gateway.ledger_entries as e
-        where e.customer_id = a.customer_id and e.id > coalesce(c.through_entry_id, 0) and e.id <= t.entry_id
-        offset 0
-    ) as n;
+    perform gateway.write_checkpoints(v_month, v_end);
     perform set_config('gateway.engine', 'off', true);
     return jsonb_build_object('closed', to_char(v_month, 'YYYY-MM'), 'disagree', false);
 end
@@ -2312,8 +2434,8 @@ grant execute on function api.drop_request_partitions() to service_role;
 
 comment on function api.drop_request_partitions() is 'Drops the oldest month of the request log, where the settings say so and the books need it no more.';
 
--- gateway.fold_usage: adds rows of the rollups to usage_periods: to those of their customers or, with p_of_all, to everybody's.
--- Its callers hold the row of usage_closing: nobody else writes here. Rows are summed by day first, and only then for every grouping.
+-- gateway.fold_usage: adds rows of the rollups to usage_periods: to those of their customers or, with p_of_all, to everybody's
+-- and to key_days. Its callers hold the row of usage_closing: nobody else writes here. Rows are summed by day first, and only then for every grouping.
 create function gateway.fold_usage(p_rows gateway.usage_rollups[], p_of_all boolean) returns void
 language plpgsql set search_path = ''
 as $$
@@ -2414,6 +2536,16 @@ begin
         first_token_counts = gateway.add_counts(p.first_token_counts, excluded.first_token_counts),
         last_request_at = greatest(p.last_request_at, excluded.last_request_at),
         last_failure_at = greatest(p.last_failure_at, excluded.last_failure_at);
+    if p_of_all then
+        insert into gateway.key_days as d (day, customer_id, key_id, requests, total_tokens, charge_usd)
+        select (r.bucket at time zone 'UTC')::date, r.customer_id, r.key_id, sum(r.requests), sum(r.total_tokens), sum(r.charge_usd)
+        from unnest(p_rows) as r
+        group by 1, 2, 3
+        on conflict (day, customer_id, key_id) do update set
+            requests = d.requests + excluded.requests,
+            total_tokens = d.total_tokens + excluded.total_tokens,
+            charge_usd = d.charge_usd + excluded.charge_usd;
+    end if;
 end
 $$;
 
@@ -2468,15 +2600,6 @@ begin
         perform gateway.merge_rollup(v_row, p_closing => true);
     end loop;
     perform gateway.fold_usage(v_rows || v_late, of_all) from (values (false), (true)) as v (of_all);
-    insert into gateway.key_days as d (day, customer_id, key_id, requests, total_tokens, charge_usd)
-    select (r.bucket at time zone 'UTC')::date, r.customer_id, r.key_id, sum(r.requests), sum(r.total_tokens), sum(r.charge_usd)
-    from unnest(v_rows || v_late) as r
-    group by 1, 2, 3
-    on conflict (day, customer_id, key_id) do update set
-        requests = d.requests + excluded.requests,
-        total_tokens = d.total_tokens + excluded.total_tokens,
-        charge_usd = d.charge_usd + excluded.charge_usd;
-
     -- never what is not closed yet
     select greatest(v_closing.kept_from, case
         when s.usage_detail_days is not null
@@ -2692,7 +2815,7 @@ begin
         raise exception 'no such interval, grouping or time' using errcode = 'invalid_parameter_value';
     end if;
     if p_from >= p_to then
-        return '[]'::jsonb;
+        return '[]';
     end if;
     v_from := gateway.window_start(p_interval, p_from, v_time_zone);
     v_to := gateway.window_end(p_interval, gateway.window_start(p_interval, p_to - interval '1 microsecond', v_time_zone), v_time_zone);
@@ -2738,17 +2861,14 @@ begin
         group by 1, 2, 3
     ),
     groups as (
-        -- looked up one by one: a join would read all keys that there are
-        select g.group_id, case p_group_by
-            when 'model' then (select m.name from gateway.models as m where m.id = g.group_id)
-            when 'key' then (select k.prefix from gateway.api_keys as k where k.id = g.group_id)
-            else g.provider
-        end as name
+        select g.group_id, coalesce(m.name, k.prefix, g.provider) as name
         from (
             select distinct f.group_id, f.provider from found as f
             union
             select 0, null where p_group_by is null
         ) as g
+        left join gateway.models as m on p_group_by = 'model' and m.id = g.group_id
+        left join gateway.api_keys as k on p_group_by = 'key' and k.id = g.group_id
     )
     select coalesce(jsonb_agg(
         jsonb_build_object(
@@ -2803,7 +2923,7 @@ begin
     if v_time_zone is null then
         return null;
     end if;
-    select (select m.name from gateway.models as m where m.id = used.model_id) into v_model
+    select m.name into v_model
     from (
         select u.model_id, coalesce(sum(u.requests) filter (where x.this_month), 0) as this_month, sum(u.requests) as ever
         from gateway.find_usage(p_customer_id, p_key_id, 'month', case when p_key_id is null then 'model' else 'key_model' end, v_time_zone,
@@ -2813,7 +2933,8 @@ begin
         ) as x
         group by u.model_id
     ) as used
-    order by used.this_month desc, used.ever desc, used.model_id
+    join gateway.models as m on m.id = used.model_id
+    order by used.this_month desc, used.ever desc, m.id
     limit 1;
 
     with used as (
@@ -2879,7 +3000,7 @@ grant execute on function api.read_monitor(bigint, bigint) to service_role;
 comment on function api.read_monitor(bigint, bigint) is 'What a customer or a key has used: ever, today and this month.';
 
 -- api.read_totals: what a customer has used, ever: {"input_tokens", "output_tokens": of all classes, "total_tokens", "cost_usd", "charge_usd"};
--- null where there is no such customer. In flat mode the cost is null. Reads the months that there are, and what came since the last closing.
+-- null where there is no such customer. The cost is told in flat mode too. Reads the months that there are, and what came since the last closing.
 create function api.read_totals(p_customer_id bigint) returns jsonb
 language plpgsql stable security definer set search_path = '' set plan_cache_mode = force_generic_plan
 as $$
@@ -2887,9 +3008,8 @@ begin
     return (
         select jsonb_build_object(
             'input_tokens', t.tokens - t.output_tokens, 'output_tokens', t.output_tokens, 'total_tokens', t.tokens,
-            'cost_usd', case when s.billing_mode = 'markup' then gateway.show_usd(t.cost) end, 'charge_usd', gateway.show_usd(t.charge))
+            'cost_usd', gateway.show_usd(t.cost), 'charge_usd', gateway.show_usd(t.charge))
         from gateway.customers as c
-        cross join gateway.settings as s
         cross join lateral (
             select coalesce(sum(u.total_tokens), 0) as tokens,
                 coalesce(sum(u.output_tokens + u.audio_output_tokens + u.image_output_tokens), 0) as output_tokens,
@@ -4068,7 +4188,7 @@ comment on type gateway.price_line is 'A line of a price list: what a provider t
 create function api.import_prices(
     p_lines jsonb, p_dry_run boolean default false, p_effective_from timestamptz default null, p_actor text default null
 ) returns jsonb
-language plpgsql security definer set search_path = '' set statement_timeout = '60s'
+language plpgsql security definer set search_path = '' set statement_timeout = '25s'
 as $$
 declare
     v_at timestamptz;
@@ -6023,3 +6143,7 @@ create policy nobody on gateway.audit_log as restrictive to public using (false)
 create policy nobody on gateway.events as restrictive to public using (false);
 
 create policy nobody on gateway.event_deliveries as restrictive to public using (false);
+
+create policy nobody on gateway.ledger_checkpoints as restrictive to public using (false);
+
+create policy nobody on gateway.ledger_months as restrictive to public using (false);

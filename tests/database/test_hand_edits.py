@@ -79,6 +79,7 @@ def furnished(engine: Engine) -> Engine:
         "delete from gateway.usage_rollups",
         "update gateway.idempotency_keys set charged = false",
         "truncate gateway.idempotency_keys",
+        "insert into gateway.audit_log (actor, action, entity, entity_id) values ('Ada', 'update', 'x', '1')",
         "update gateway.audit_log set actor = 'nobody'",
         "delete from gateway.audit_log",
         "truncate gateway.audit_log",
@@ -89,6 +90,21 @@ def furnished(engine: Engine) -> Engine:
         "delete from gateway.offers",
         "delete from gateway.settings",
         "delete from gateway.prices",
+        "insert into gateway.usage_periods select * from gateway.usage_periods",
+        "update gateway.usage_periods set charge_usd = 0",
+        "delete from gateway.usage_periods",
+        "update gateway.key_days set requests = 0",
+        "update gateway.usage_closing set closed_until = now()",
+        "delete from gateway.usage_closing",
+        "delete from gateway.ledger_checkpoints",
+        "update gateway.ledger_checkpoints set balance_usd = 0",
+        "truncate gateway.ledger_months",
+        "insert into gateway.retired_secrets values (sha256('x'), 1, now() + interval '1 day')",
+        "update gateway.retired_secrets set expires_at = now() + interval '1 year'",
+        "update gateway.events set kind = 'x'",
+        "truncate gateway.events cascade",
+        "update gateway.limit_crossings set used = 0",
+        "truncate gateway.limit_crossings",
         "truncate gateway.customers cascade",
         "truncate gateway.prices",
         "truncate gateway.limits",
@@ -127,6 +143,13 @@ def test_partitions_are_no_way_round(module_studio: Engine) -> None:
         "update gateway.settings set commission_percent = 'NaN'",
         "update gateway.settings set flat_usd_per_1k_tokens = 'NaN'",
         "update gateway.settings set expired_hold_policy = null",
+        "update gateway.settings set auth_sign_up = 'everybody'",
+        "update gateway.settings set webhook_url = 'ftp://example.org'",
+        "update gateway.settings set webhook_url = 'https://user:secret@example.org/hook'",
+        "update gateway.settings set webhook_url = 'https://example.org/hook', webhook_secret = null",
+        "update gateway.settings set webhook_secret = 'whsec_plain'",
+        "update gateway.settings set log_retention_months = 1",
+        "update gateway.settings set usage_detail_days = 7",
         "insert into gateway.settings default values",
         "insert into gateway.settings (singleton) values (false)",
         "update gateway.customers set email = 'none'",
@@ -234,6 +257,12 @@ def test_a_customer_added_by_hand_has_an_account(studio: Engine) -> None:
         ("update gateway.api_keys set name = 'x'", "api_keys", "update", {"name": "key"}, {"name": "x"}),
         ("update gateway.api_keys set secret_hash = sha256('x')", "api_keys", "update",
          {"secret_hash": "(not shown)"}, {"secret_hash": "(not shown)"}),
+        ("update gateway.settings set webhook_secret = 'v1.secret'", "settings", "update",
+         {"webhook_secret": None}, {"webhook_secret": "(not shown)"}),
+        ("update gateway.settings set log_retention_months = 24", "settings", "update",
+         {"log_retention_months": None}, {"log_retention_months": 24}),
+        ("update gateway.customers set time_zone = 'Asia/Kolkata'", "customers", "update",
+         {"time_zone": "UTC"}, {"time_zone": "Asia/Kolkata"}),
         ("update gateway.services set provider_key = 'v1.secret'", "services", "update",
          {"provider_key": None}, {"provider_key": "(not shown)"}),
         ("update gateway.models set context_length = 7", "models", "update",
@@ -269,6 +298,84 @@ def test_edits_of_limits_and_prices_are_audited(studio: Engine) -> None:
         ("limits", "delete", "6", None, None),
         ("prices", "insert", None, None, "20.0000000000"),
     ]
+
+
+def test_a_secret_that_a_hand_ends_is_audited_and_one_that_is_forgotten_is_not(studio: Engine) -> None:
+    def rotate(name: str, grace_seconds: int) -> None:
+        told = studio.call(
+            "rotate_key",
+            p_key_id=1,
+            p_customer_id=None,
+            p_prefix="sk_again",
+            p_secret_hash=digest(name),
+            p_grace_seconds=grace_seconds,
+        )
+        assert "error" not in told
+
+    def audited() -> list[tuple[Any, ...]]:
+        return studio.query(
+            "select entity_id, action, before ->> 'secret_hash', before ? 'expires_at'"
+            " from gateway.audit_log where entity = 'retired_secrets'"
+        )
+
+    for name in ("first", "second", "third"):
+        rotate(name, 3600)
+    oldest = "(select secret_hash from gateway.retired_secrets order by expires_at limit 1)"
+    assert studio.run(f"delete from gateway.retired_secrets where secret_hash = {oldest}") == 1
+    assert audited() == [("1", "delete", "(not shown)", True)]
+    # its time is over
+    studio.run("set gateway.engine = 'on'")
+    studio.run(f"update gateway.retired_secrets set expires_at = now() where secret_hash = {oldest}")
+    studio.run("set gateway.engine = 'off'")
+    assert studio.call("forget_retired_secrets") == 1
+    # and a rotation without a grace ends all the others: the key's own row says so
+    rotate("fourth", 0)
+    assert studio.value("select count(*) from gateway.retired_secrets") == 0
+    assert len(audited()) == 1
+
+
+# What a hand may do without a trace, and why.
+OPEN = {
+    # counters: an operator may set a window back, and a settlement bears it
+    "limit_counters": {"insert", "update", "delete", "truncate"},
+    "turned_windows": {"insert", "update", "delete", "truncate"},
+    # no money hangs on them
+    "refusal_rollups": {"insert", "update", "delete", "truncate"},
+    # an event can be sent again, and what is old forgotten
+    "event_deliveries": {"insert", "update", "delete", "truncate"},
+    "events": {"insert", "delete"},
+    "limit_crossings": {"insert", "delete"},
+    "idempotency_keys": {"delete"},
+}
+EVENTS = {"insert": 4, "delete": 8, "update": 16, "truncate": 32}
+REFUSING = {
+    "refuse_hand_edit",
+    "refuse_change",
+    "refuse_delete",
+    "refuse_price_delete",
+    "guard_audit_log",
+    "guard_ledger",
+}
+
+
+def test_every_table_refuses_a_hand_or_audits_it(module_studio: Engine) -> None:
+    triggers = module_studio.query(
+        "select c.relname, p.proname, t.tgtype from pg_class as c"
+        " left join pg_trigger as t on t.tgrelid = c.oid and not t.tgisinternal"
+        " left join pg_proc as p on p.oid = t.tgfoid"
+        " where c.relnamespace = 'gateway'::regnamespace and c.relkind in ('r', 'p')"
+        " and not c.relispartition"
+    )
+    tables = {table for table, *_ in triggers}
+    assert len(tables) > 20
+    covered = {
+        (table, event)
+        for table, function, kind in triggers
+        for event, bit in EVENTS.items()
+        if kind is not None and kind & bit and function in REFUSING | {"record_audit"}
+    }
+    found = {table: {event for event in EVENTS if (table, event) not in covered} for table in sorted(tables)}
+    assert {table: events for table, events in found.items() if events} == OPEN
 
 
 def test_a_call_says_who_made_it(studio: Engine) -> None:
