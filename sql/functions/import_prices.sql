@@ -32,7 +32,7 @@ comment on type gateway.price_line is 'A line of a price list: what a provider t
 create function api.import_prices(
     p_lines jsonb, p_dry_run boolean default false, p_effective_from timestamptz default null, p_actor text default null
 ) returns jsonb
-language plpgsql security definer set search_path = '' set statement_timeout = '60s'
+language plpgsql security definer set search_path = '' set statement_timeout = '25s'
 as $$
 declare
     v_at timestamptz;

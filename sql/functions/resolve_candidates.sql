@@ -49,8 +49,18 @@ begin
             select w.position, coalesce(p_provider, split_part(w.name, '/', 1)) as provider,
                 case when p_provider is null then substr(w.name, strpos(w.name, '/') + 1) else w.name end as name
             from wanted as w
-            where not exists (select from gateway.models as whole where whole.name = w.name and whole.active)
-                and (p_provider is not null or strpos(w.name, '/') > 1)
+            -- a name of the catalogue that nobody serves here, such as OpenRouter's openai/gpt-4o, does not hide openai's gpt-4o
+            where (p_provider is not null or strpos(w.name, '/') > 1)
+                and not exists (
+                    select
+                    from gateway.models as whole
+                    join gateway.offers as sold on sold.model_id = whole.id
+                    join gateway.routes as way on way.offer_id = sold.id and way.active
+                    join gateway.services as seller on seller.id = way.service_id and seller.active
+                    where whole.name = w.name and whole.active
+                        and (p_provider is null or sold.provider = p_provider)
+                        and (p_allowed_services is null or seller.id = any (p_allowed_services))
+                )
         ) as n
         cross join lateral (
             select found.model_id

@@ -179,6 +179,27 @@ def test_the_whole_name_is_looked_up_before_a_prefix_is_a_provider(
     assert [candidate["provider"] for candidate in told["candidates"]] == ["openai"]
 
 
+def test_a_whole_name_that_nobody_serves_hides_no_provider(engine: Engine, customer: Customer) -> None:
+    engine.model("openai/four", provider="openrouter")
+    engine.model("four", provider="openai")
+    own = engine.service(["four"], provider="openai")
+    wanted = {"p_models": ["openai/four"]}
+
+    def served(key_hash: str) -> list[str]:
+        return [each["provider"] for each in engine.admitted(key_hash, **wanted)["candidates"]]
+
+    assert served(customer.key_hash) == ["openai"]
+    there = engine.service(["openai/four"], provider="openrouter")
+    assert served(customer.key_hash) == ["openrouter"]
+    # for a key that may not go there, it is as if nobody served it
+    _, bounded = engine.key(customer.id, p_allowed_services=[own])
+    assert served(bounded) == ["openai"]
+    engine.call("update_service", p_id=there, p_changes={"active": False})
+    assert served(customer.key_hash) == ["openai"]
+    engine.call("update_service", p_id=own, p_changes={"active": False})
+    assert engine.refused(customer.key_hash, **wanted)["refusal"] == "model_not_served"
+
+
 def test_our_name_of_a_model_goes_before_a_providers(engine: Engine, customer: Customer) -> None:
     engine.model("four", {"input": "1", "output": "1"})
     engine.model("alias", PRICES, upstream_model="four")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -200,8 +199,6 @@ async def test_ten_thousand_lines_are_one_request(management: Management) -> Non
         f"{vendor}/model-{number},xai,128000,1.25,0.125,10,https://example.org,2026-11-21\n"
         for number in range(10_000)
     )
-    begin = time.monotonic()
+    # the database has 25 s: a bound that only a wrong plan reaches, at some 2 s here
     told = await imported(management, HEADER + "".join(lines))
     assert len(told["offers_added"]) == 10_000
-    # about 3 s here: a bound that only a wrong plan reaches
-    assert time.monotonic() - begin < 30
