@@ -1,4 +1,5 @@
--- api.create_request_partitions: makes the request log's monthly partitions from this month to p_months ahead.
+-- api.create_request_partitions: makes the request log's monthly partitions from this month to p_months ahead, and of earlier months where
+-- the default partition has requests of them.
 -- Returns the names of those that it made. Locks the default partition, and so the log, only when it makes one. For maintenance.
 -- The default partition is a safety net, so that a missed job never refuses a request; its rows move out here.
 create function api.create_request_partitions(p_months integer default 3) returns text[]
@@ -12,8 +13,12 @@ declare
     v_made text[] := '{}'::text[];
 begin
     perform set_config('gateway.engine', 'on', true);
-    for i in 0 .. p_months loop
-        v_month := date_trunc('month', now() at time zone 'UTC') + make_interval(months => i);
+    foreach v_month in array array(
+        select date_trunc('month', now() at time zone 'UTC') + make_interval(months => i) from generate_series(0, p_months) as i
+        union
+        select date_trunc('month', admitted_at at time zone 'UTC') from gateway.requests_default
+        order by 1
+    ) loop
         v_name := 'requests_' || to_char(v_month, 'YYYY_MM');
         v_from := v_month::timestamp at time zone 'UTC';
         v_to := (v_month + interval '1 month') at time zone 'UTC';

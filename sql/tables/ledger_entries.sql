@@ -16,7 +16,7 @@ create table gateway.ledger_entries (
 -- A request is charged once and adjusted once: not by care but by these.
 create unique index ledger_one_entry_per_request on gateway.ledger_entries (request_id, kind) where request_id is not null;
 create unique index ledger_reference_key on gateway.ledger_entries (customer_id, reference) where reference is not null;
-create index ledger_customer_idx on gateway.ledger_entries (customer_id, id);
+create index ledger_customer_idx on gateway.ledger_entries (customer_id, id) include (amount_usd);
 -- What was paid in, without the charges, which are many.
 create index ledger_paid_idx on gateway.ledger_entries (customer_id) include (amount_usd) where request_id is null;
 alter table gateway.ledger_entries enable row level security;

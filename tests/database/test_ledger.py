@@ -27,9 +27,12 @@ def test_a_balance_is_the_sum_of_its_entries(engine: Engine, customer: Customer)
     assert engine.account(customer.id)[0] == usd("8.49939")
     assert engine.check() == {
         "ok": True,
+        "full": False,
         "accounts": 1,
+        "closed_through": None,
         "mismatches": [],
         "misbooked_requests": 0,
+        "wrong_checkpoints": None,
         "orphan_holds": 0,
     }
 

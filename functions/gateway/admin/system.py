@@ -10,7 +10,7 @@ from gateway.http import JSONResponse, read_model, validate
 from gateway.paging import Page
 from gateway.refusals import accept
 from gateway.schemas.admin import ChangeSettingsRequest
-from gateway.schemas.admin_queries import AuditQuery
+from gateway.schemas.admin_queries import AuditQuery, LedgerQuery
 from gateway.schemas.values import as_sent
 
 if TYPE_CHECKING:
@@ -66,9 +66,10 @@ class System:
         )
         return JSONResponse(page.listed(rows))
 
-    async def check_ledger(self, _request: Request, _principal: Principal) -> Response:
-        """GET /admin/ledger/check."""
-        return JSONResponse(await self._database.check_ledger())
+    async def check_ledger(self, request: Request, _principal: Principal) -> Response:
+        """GET /admin/ledger/check: from the last checkpoints on; `?full=true` from the first entry."""
+        query = validate(LedgerQuery, dict(request.query_params))
+        return JSONResponse(await self._database.check_ledger(full=query.full))
 
     def _sealed(self, secret: str) -> str:
         try:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 JSONObject = dict[str, Any]
 
+LONG_SECONDS = 25.0
+"""For functions that read much: a little less than API Gateway waits for an answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -195,8 +198,14 @@ class Database:
         forgotten: int = await self._call("forget_idempotency_keys", limit=limit)
         return forgotten
 
-    async def check_ledger(self) -> JSONObject:
-        return await self._object("check_ledger")
+    async def check_ledger(self, *, full: bool = False, seconds: float = LONG_SECONDS) -> JSONObject:
+        return await self._long("check_ledger", seconds, full=full)
+
+    async def close_ledger(self, *, seconds: float = LONG_SECONDS) -> JSONObject:
+        return await self._long("close_ledger", seconds)
+
+    async def drop_request_partitions(self, *, seconds: float = LONG_SECONDS) -> JSONObject:
+        return await self._long("drop_request_partitions", seconds)
 
     async def check_health(self) -> JSONObject:
         return await self._object("check_health")
@@ -543,8 +552,13 @@ class Database:
     async def import_prices(
         self, lines: Sequence[Mapping[str, Any]], *, dry_run: bool, effective_from: str | None, actor: str
     ) -> JSONObject:
-        return await self._object(
-            "import_prices", lines=list(lines), dry_run=dry_run, effective_from=effective_from, actor=actor
+        return await self._long(
+            "import_prices",
+            LONG_SECONDS,
+            lines=list(lines),
+            dry_run=dry_run,
+            effective_from=effective_from,
+            actor=actor,
         )
 
     # The settings.
@@ -692,6 +706,44 @@ class Database:
 
     async def read_admin_monitor(self) -> JSONObject:
         return await self._object("read_admin_monitor")
+
+    async def _long(self, function: str, seconds: float, **parameters: Any) -> JSONObject:
+        told: JSONObject = await self._client.call_long(
+            function, {f"p_{name}": value for name, value in parameters.items()}, seconds=seconds
+        )
+        return told
+
+    # Soft marks that were crossed, and the outbox
+
+    async def list_crossings(
+        self, *, customer_id: int | None, limit: int = 20, key_id: int | None = None
+    ) -> list[JSONObject]:
+        return await self._objects("list_crossings", customer_id=customer_id, limit=limit, key_id=key_id)
+
+    async def read_deliveries(self, *, limit: int = 20) -> JSONObject:
+        return await self._object("read_deliveries", limit=limit)
+
+    async def read_webhook(self) -> JSONObject:
+        return await self._object("read_webhook")
+
+    async def claim_deliveries(self, *, limit: int, lease_seconds: int) -> JSONObject:
+        return await self._object("claim_deliveries", limit=limit, lease_seconds=lease_seconds)
+
+    async def finish_delivery(
+        self, event_id: str, *, attempt: int, delivered: bool, status: int | None, error: str | None
+    ) -> JSONObject:
+        return await self._object(
+            "finish_delivery",
+            event_id=event_id,
+            attempt=attempt,
+            delivered=delivered,
+            status=status,
+            error=error,
+        )
+
+    async def forget_events(self, *, limit: int = 10_000) -> int:
+        forgotten: int = await self._call("forget_events", limit=limit)
+        return forgotten
 
     async def _objects(self, function: str, **parameters: Any) -> list[JSONObject]:
         told: list[JSONObject] = await self._call(function, **parameters)

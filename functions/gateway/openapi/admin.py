@@ -333,10 +333,26 @@ ROUTES: Routes = {
         ),
         refusals=(Unprocessable("from: must be a time or a date", param="from"),),
     ),
+    "POST /admin/webhook/test": Route(
+        answer=answers.WebhookTest,
+        tokens=True,
+        description="Sends an event of the type `webhook.test` to the `webhook_url` of the settings now, "
+        "signed as every event is (https://www.standardwebhooks.com), and tells the receiver's status or what "
+        "is wrong. It is not tried again. The other events, such as `limit.soft_crossed`, are sent at least "
+        "once: a receiver knows one that it has by its `webhook-id`.",
+        refusals=(
+            Conflict("No webhook_url is set: PATCH /admin/settings sets one.", code="webhook_not_set"),
+        ),
+    ),
     "GET /admin/ledger/check": Route(
         answer=answers.LedgerCheck,
         tokens=True,
         description="Recomputes every balance from the ledger, every hold from the running calls, and every "
-        "charge from its entries.",
+        "charge from its entries. It goes on from the last month's checkpoints, so that it takes as long "
+        "however old the books are; with `full` it begins with the first entry and proves the checkpoints.",
+        parameters=(
+            Parameter("full", "query", "From the first entry on.", {"type": "boolean", "default": False}),
+        ),
+        refusals=(Unprocessable("full: must be true or false", param="full"),),
     ),
 }

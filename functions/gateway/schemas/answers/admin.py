@@ -289,6 +289,18 @@ class AuditList(Page[AuditRecord]):
     """Changes, the newest first."""
 
 
+class WebhookTest(Answer):
+    """What came of sending a ping to the webhook."""
+
+    delivered: bool
+    id: str = Field(
+        description="The webhook-id that the ping had.", examples=["evt_01a1fd2ab32670e3815c293832e5f73a"]
+    )
+    status: int | None = Field(description="What the receiver answered; null: nothing.", examples=[204])
+    error: str | None = Field(description="What was wrong; null: nothing.", examples=[None])
+    duration_ms: Count = Field(examples=[87])
+
+
 class LedgerMismatch(Answer):
     """An account that its entries or its running calls do not explain."""
 
@@ -303,7 +315,14 @@ class LedgerCheck(Answer):
     """What recomputing the books has found."""
 
     ok: bool
+    full: bool = Field(description="Whether the books were read from their first entry on.")
     accounts: Count
+    closed_through: str | None = Field(
+        description="The last month whose checkpoints stand for what came before.", examples=["2026-10"]
+    )
     mismatches: list[LedgerMismatch] = Field(description="At most a hundred.", examples=[[]])
     misbooked_requests: Count = Field(description="Requests whose entries are not their charge.")
+    wrong_checkpoints: Count | None = Field(
+        description="Checkpoints that the entries do not come to; null where the check was not full."
+    )
     orphan_holds: Count = Field(description="Holds whose lease has run out and that nobody has ended.")
