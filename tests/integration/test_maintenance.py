@@ -86,6 +86,11 @@ async def test_expired_holds_are_ended_once(management: Management) -> None:
         "idempotency_keys_forgotten": 0,
         "retired_secrets_forgotten": 0,
         "usage_rows_closed": 0,
+        "ledger_months_closed": [],
+        "log_months_dropped": [],
+        "events_delivered": 0,
+        "events_failed": 0,
+        "events_forgotten": 0,
     }
     balance = await management.ok("GET", "/user/balance", key=customer.key)
     assert (balance["balance_usd"], balance["held_usd"]) == ("1", second.hold_usd)

@@ -9,6 +9,7 @@ from gateway.admin.customers import Customers
 from gateway.admin.price_import import PriceImport
 from gateway.admin.services import Services
 from gateway.admin.system import System
+from gateway.admin.webhooks import Webhooks
 from gateway.http import Operation
 from gateway.principals import ADMIN, authorized
 from gateway.schemas.admin import (
@@ -87,6 +88,7 @@ def operations(process: Process) -> Sequence[Operation]:
         route("POST", "/admin/prices/import", PriceImport(process).import_prices, "Import a price list"),
         route("GET", "/admin/settings", system.read_settings, "Read the settings"),
         route("PATCH", "/admin/settings", system.change_settings, "Change settings", ChangeSettingsRequest),
+        route("POST", "/admin/webhook/test", Webhooks(process).test, "Send a ping to the webhook"),
         route("GET", "/admin/audit", system.list_audit, "Read who changed what"),
         route("GET", "/admin/ledger/check", system.check_ledger, "Recompute the books"),
     )

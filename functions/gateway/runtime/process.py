@@ -24,6 +24,7 @@ from gateway.spool import FileSpool, QueueSpool, Spool
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class Process:
     auth_tokens: AuthTokens
     providers_http: httpx.AsyncClient
     database_http: httpx.AsyncClient
+    open_webhooks_http: Callable[[], httpx.AsyncClient]
+    """Makes a client for the operator's webhook; whoever calls it closes it."""
 
     @classmethod
     def start(cls, settings: Settings) -> Self:
@@ -58,6 +61,7 @@ class Process:
             auth_tokens=AuthTokens(settings, functools.partial(_open_auth_http, settings)),
             providers_http=_open_providers_http(settings),
             database_http=database_http,
+            open_webhooks_http=functools.partial(_open_webhooks_http, settings),
         )
 
     async def aclose(self) -> None:
@@ -115,6 +119,18 @@ def _open_auth_http(settings: Settings) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         timeout=settings.connect_timeout_seconds,
         transport=_open_transport(settings, few, traced_as="host"),
+        follow_redirects=False,
+        trust_env=False,
+        cookies=_NoCookies(),
+    )
+
+
+def _open_webhooks_http(settings: Settings) -> httpx.AsyncClient:
+    # No connection is kept: they are opened to addresses, and one of them may serve several names.
+    unkept = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    return httpx.AsyncClient(
+        timeout=httpx.Timeout(None, connect=settings.connect_timeout_seconds),
+        transport=_open_transport(settings, unkept, traced_as="host"),
         follow_redirects=False,
         trust_env=False,
         cookies=_NoCookies(),
