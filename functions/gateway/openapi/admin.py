@@ -338,8 +338,8 @@ ROUTES: Routes = {
         tokens=True,
         description="Sends an event of the type `webhook.test` to the `webhook_url` of the settings now, "
         "signed as every event is (https://www.standardwebhooks.com), and tells the receiver's status or "
-        "what is wrong. It is not tried again. The other events, such as `limit.soft_crossed`, are sent at least "
-        "once: a receiver knows one that it has by its `webhook-id`.",
+        "what is wrong. It is not tried again. The other events, such as `limit.soft_crossed`, are sent at "
+        "least once: a receiver knows one that it has by its `webhook-id`.",
         refusals=(
             Conflict("No webhook_url is set: PATCH /admin/settings sets one.", code="webhook_not_set"),
         ),
