@@ -1,5 +1,5 @@
--- gateway.fold_usage: adds rows of the rollups to usage_periods: to those of their customers or, with p_of_all, to everybody's.
--- Its callers hold the row of usage_closing: nobody else writes here. Rows are summed by day first, and only then for every grouping.
+-- gateway.fold_usage: adds rows of the rollups to usage_periods: to those of their customers or, with p_of_all, to everybody's
+-- and to key_days. Its callers hold the row of usage_closing: nobody else writes here. Rows are summed by day first, and only then for every grouping.
 create function gateway.fold_usage(p_rows gateway.usage_rollups[], p_of_all boolean) returns void
 language plpgsql set search_path = ''
 as $$
@@ -28,7 +28,8 @@ begin
             sum(r.total_tokens) as total_tokens, sum(r.cost_usd) as cost_usd, sum(r.charge_usd) as charge_usd,
             sum(r.uncollected_usd) as uncollected_usd, sum(r.latency_ms) as latency_ms, sum(r.latencies) as latencies,
             sum(r.time_to_first_token_ms) as time_to_first_token_ms, sum(r.first_tokens) as first_tokens,
-            gateway.sum_counts(r.latency_counts) as latency_counts, gateway.sum_counts(r.first_token_counts) as first_token_counts,
+            gateway.sum_counts(array_agg(row(r.latency_counts)::gateway.time_counts)) as latency_counts,
+            gateway.sum_counts(array_agg(row(r.first_token_counts)::gateway.time_counts)) as first_token_counts,
             max(r.last_request_at) as last_request_at, max(r.last_failure_at) as last_failure_at
         from unnest(p_rows) as r
         join gateway.customers as c on c.id = r.customer_id
@@ -59,7 +60,8 @@ begin
             sum(d.total_tokens) as total_tokens, sum(d.cost_usd) as cost_usd, sum(d.charge_usd) as charge_usd,
             sum(d.uncollected_usd) as uncollected_usd, sum(d.latency_ms) as latency_ms, sum(d.latencies) as latencies,
             sum(d.time_to_first_token_ms) as time_to_first_token_ms, sum(d.first_tokens) as first_tokens,
-            gateway.sum_counts(d.latency_counts) as latency_counts, gateway.sum_counts(d.first_token_counts) as first_token_counts,
+            gateway.sum_counts(array_agg(row(d.latency_counts)::gateway.time_counts)) as latency_counts,
+            gateway.sum_counts(array_agg(row(d.first_token_counts)::gateway.time_counts)) as first_token_counts,
             max(d.last_request_at) as last_request_at, max(d.last_failure_at) as last_failure_at
         from by_period as d
         group by grouping sets (
@@ -100,6 +102,16 @@ begin
         first_token_counts = gateway.add_counts(p.first_token_counts, excluded.first_token_counts),
         last_request_at = greatest(p.last_request_at, excluded.last_request_at),
         last_failure_at = greatest(p.last_failure_at, excluded.last_failure_at);
+    if p_of_all then
+        insert into gateway.key_days as d (day, customer_id, key_id, requests, total_tokens, charge_usd)
+        select (r.bucket at time zone 'UTC')::date, r.customer_id, r.key_id, sum(r.requests), sum(r.total_tokens), sum(r.charge_usd)
+        from unnest(p_rows) as r
+        group by 1, 2, 3
+        on conflict (day, customer_id, key_id) do update set
+            requests = d.requests + excluded.requests,
+            total_tokens = d.total_tokens + excluded.total_tokens,
+            charge_usd = d.charge_usd + excluded.charge_usd;
+    end if;
 end
 $$;
 comment on function gateway.fold_usage(gateway.usage_rollups[], boolean) is 'Adds rows of the rollups to the closed tier.';
@@ -152,15 +164,6 @@ begin
         perform gateway.merge_rollup(v_row, p_closing => true);
     end loop;
     perform gateway.fold_usage(v_rows || v_late, of_all) from (values (false), (true)) as v (of_all);
-    insert into gateway.key_days as d (day, customer_id, key_id, requests, total_tokens, charge_usd)
-    select (r.bucket at time zone 'UTC')::date, r.customer_id, r.key_id, sum(r.requests), sum(r.total_tokens), sum(r.charge_usd)
-    from unnest(v_rows || v_late) as r
-    group by 1, 2, 3
-    on conflict (day, customer_id, key_id) do update set
-        requests = d.requests + excluded.requests,
-        total_tokens = d.total_tokens + excluded.total_tokens,
-        charge_usd = d.charge_usd + excluded.charge_usd;
-
     -- never what is not closed yet
     select greatest(v_closing.kept_from, case
         when s.usage_detail_days is not null
@@ -235,7 +238,8 @@ begin
         sum(d.total_tokens) as total_tokens, sum(d.cost_usd) as cost_usd, sum(d.charge_usd) as charge_usd,
         sum(d.uncollected_usd) as uncollected_usd, sum(d.latency_ms) as latency_ms, sum(d.latencies) as latencies,
         sum(d.time_to_first_token_ms) as time_to_first_token_ms, sum(d.first_tokens) as first_tokens,
-        gateway.sum_counts(d.latency_counts) as latency_counts, gateway.sum_counts(d.first_token_counts) as first_token_counts,
+        gateway.sum_counts(array_agg(row(d.latency_counts)::gateway.time_counts)) as latency_counts,
+        gateway.sum_counts(array_agg(row(d.first_token_counts)::gateway.time_counts)) as first_token_counts,
         max(d.last_request_at) as last_request_at, max(d.last_failure_at) as last_failure_at
     from gateway.usage_periods as d
     where d.customer_id = new.id and d.per = 'day'

@@ -108,8 +108,8 @@ begin
         from gateway.services as s
         left join (
             select service_id, sum(requests) as requests, sum(failures) as failures, sum(latency_ms) as latency_ms, sum(latencies) as latencies,
-                gateway.sum_counts(latency_counts) as latency_counts, sum(time_to_first_token_ms) as first_token_ms,
-                sum(first_tokens) as first_tokens, gateway.sum_counts(first_token_counts) as first_token_counts,
+                gateway.sum_counts(array_agg(row(latency_counts)::gateway.time_counts)) as latency_counts, sum(time_to_first_token_ms) as first_token_ms,
+                sum(first_tokens) as first_tokens, gateway.sum_counts(array_agg(row(first_token_counts)::gateway.time_counts)) as first_token_counts,
                 max(last_failure_at) as last_failure_at
             from (
                 select service_id, requests, failures, latency_ms, latencies, latency_counts, time_to_first_token_ms, first_tokens,

@@ -143,24 +143,22 @@ begin
             sum(u.total_tokens) as total_tokens, sum(u.cost_usd) as cost_usd, sum(u.charge_usd) as charge_usd,
             sum(u.uncollected_usd) as uncollected_usd, sum(u.latency_ms) as latency_ms, sum(u.latencies) as latencies,
             sum(u.time_to_first_token_ms) as time_to_first_token_ms, sum(u.first_tokens) as first_tokens,
-            gateway.sum_counts(u.latency_counts) as latency_counts, gateway.sum_counts(u.first_token_counts) as first_token_counts,
+            gateway.sum_counts(array_agg(row(u.latency_counts)::gateway.time_counts)) as latency_counts,
+            gateway.sum_counts(array_agg(row(u.first_token_counts)::gateway.time_counts)) as first_token_counts,
             max(u.last_request_at) as last_request_at, max(u.last_failure_at) as last_failure_at
         from gateway.find_usage(p_customer_id, p_key_id, p_interval, v_grouped_by, v_time_zone, v_from, v_to) as u
         left join gateway.services as s on p_group_by = 'provider' and s.id = u.service_id
         group by 1, 2, 3
     ),
     groups as (
-        -- looked up one by one: a join would read all keys that there are
-        select g.group_id, case p_group_by
-            when 'model' then (select m.name from gateway.models as m where m.id = g.group_id)
-            when 'key' then (select k.prefix from gateway.api_keys as k where k.id = g.group_id)
-            else g.provider
-        end as name
+        select g.group_id, coalesce(m.name, k.prefix, g.provider) as name
         from (
             select distinct f.group_id, f.provider from found as f
             union
             select 0, null where p_group_by is null
         ) as g
+        left join gateway.models as m on p_group_by = 'model' and m.id = g.group_id
+        left join gateway.api_keys as k on p_group_by = 'key' and k.id = g.group_id
     )
     select coalesce(jsonb_agg(
         jsonb_build_object(
@@ -212,7 +210,7 @@ begin
     if v_time_zone is null then
         return null;
     end if;
-    select (select m.name from gateway.models as m where m.id = used.model_id) into v_model
+    select m.name into v_model
     from (
         select u.model_id, coalesce(sum(u.requests) filter (where x.this_month), 0) as this_month, sum(u.requests) as ever
         from gateway.find_usage(p_customer_id, p_key_id, 'month', case when p_key_id is null then 'model' else 'key_model' end, v_time_zone,
@@ -222,7 +220,8 @@ begin
         ) as x
         group by u.model_id
     ) as used
-    order by used.this_month desc, used.ever desc, used.model_id
+    join gateway.models as m on m.id = used.model_id
+    order by used.this_month desc, used.ever desc, m.id
     limit 1;
 
     with used as (
@@ -255,9 +254,9 @@ begin
             coalesce(sum(errors) filter (where ever), 0) as errors,
             coalesce(sum(output_tokens + audio_output_tokens + image_output_tokens) filter (where ever), 0) as output_tokens,
             sum(latency_ms) filter (where month) as latency_ms, sum(latencies) filter (where month) as latencies,
-            gateway.sum_counts(latency_counts) filter (where month) as latency_counts,
+            gateway.sum_counts(array_agg(row(latency_counts)::gateway.time_counts) filter (where month)) as latency_counts,
             sum(time_to_first_token_ms) filter (where month) as first_token_ms, sum(first_tokens) filter (where month) as first_tokens,
-            gateway.sum_counts(first_token_counts) filter (where month) as first_token_counts,
+            gateway.sum_counts(array_agg(row(first_token_counts)::gateway.time_counts) filter (where month)) as first_token_counts,
             max(last_request_at) as last_request_at
         from timed
     )
@@ -285,7 +284,7 @@ grant execute on function api.read_monitor(bigint, bigint) to service_role;
 comment on function api.read_monitor(bigint, bigint) is 'What a customer or a key has used: ever, today and this month.';
 
 -- api.read_totals: what a customer has used, ever: {"input_tokens", "output_tokens": of all classes, "total_tokens", "cost_usd", "charge_usd"};
--- null where there is no such customer. In flat mode the cost is null. Reads the months that there are, and what came since the last closing.
+-- null where there is no such customer. The cost is told in flat mode too. Reads the months that there are, and what came since the last closing.
 create function api.read_totals(p_customer_id bigint) returns jsonb
 language plpgsql stable security definer set search_path = '' set plan_cache_mode = force_generic_plan
 as $$
@@ -293,9 +292,8 @@ begin
     return (
         select jsonb_build_object(
             'input_tokens', t.tokens - t.output_tokens, 'output_tokens', t.output_tokens, 'total_tokens', t.tokens,
-            'cost_usd', case when s.billing_mode = 'markup' then gateway.show_usd(t.cost) end, 'charge_usd', gateway.show_usd(t.charge))
+            'cost_usd', gateway.show_usd(t.cost), 'charge_usd', gateway.show_usd(t.charge))
         from gateway.customers as c
-        cross join gateway.settings as s
         cross join lateral (
             select coalesce(sum(u.total_tokens), 0) as tokens,
                 coalesce(sum(u.output_tokens + u.audio_output_tokens + u.image_output_tokens), 0) as output_tokens,
