@@ -27,7 +27,7 @@ comment on type gateway.price_line is 'A line of a price list: what a provider t
 -- another than the one in force at p_effective_from (now, if null; never in the past), a new version begins there. A version that was to
 -- begin at that very moment is replaced. Nothing else is changed: not what the list lacks, not what is known of a model, no service's
 -- own price. p_dry_run: tells the same and writes nothing.
--- Locks: one import at a time, then the offers by id. Returns {"dry_run", "lines", "models_added", "offers_added", "prices_changed",
+-- Locks: what it adds by name, then the offers by id, so that of two lists with an offer in common one comes after the other. Returns {"dry_run", "lines", "models_added", "offers_added", "prices_changed",
 -- "unchanged"} (each line is one of the last three), or {"error": "duplicate_offer" | "in_the_past"}.
 create function api.import_prices(
     p_lines jsonb, p_dry_run boolean default false, p_effective_from timestamptz default null, p_actor text default null
@@ -46,12 +46,10 @@ begin
     if (select count(*) > count(distinct (l.model, l.provider)) from unnest(v_lines) as l) then
         return jsonb_build_object('error', 'duplicate_offer');
     end if;
-    if not p_dry_run then
-        perform pg_advisory_xact_lock(hashtextextended('api.import_prices', 0));
-    end if;
     if p_effective_from < clock_timestamp() then
         return jsonb_build_object('error', 'in_the_past');
     end if;
+
     if p_dry_run then
         select coalesce(array_agg(distinct l.model), '{}') into v_models_added
         from unnest(v_lines) as l
@@ -78,7 +76,7 @@ begin
             returning id
         )
         select coalesce(array_agg(id), '{}') into v_offers_added from added;
-        -- As in api.create_price: of two prices made at once one is the later.
+        -- As in api.create_price: what is compared below is what is in force when it is replaced.
         perform from gateway.offers as o
         where (o.model_id, o.provider) in (
             select m.id, l.provider from unnest(v_lines) as l join gateway.models as m on m.name = l.model
@@ -86,7 +84,7 @@ begin
         order by o.id
         for no key update;
     end if;
-    v_at := coalesce(p_effective_from, clock_timestamp());
+    v_at := greatest(p_effective_from, clock_timestamp());
     with compared as materialized (
         select l.*, o.id as offer_id, o.id is null or n.id is not null as new_offer, c.changes
         from unnest(v_lines) as l

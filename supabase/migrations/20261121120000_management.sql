@@ -10,6 +10,8 @@ drop function api.create_key(bigint, text, text, text, text[], bigint[], bigint[
 
 drop function api.list_keys(integer, bigint, bigint, bigint);
 
+drop function api.list_catalogue(integer, bigint, bigint);
+
 -- The settings of sign-up, events and retention
 alter table gateway.settings
     add column auth_sign_up text not null default 'link' constraint settings_auth_sign_up_check check (auth_sign_up in ('off', 'link', 'create')),
@@ -3564,6 +3566,17 @@ comment on function gateway.lock_keys(bigint[]) is 'Locks keys in the order of t
 
 revoke all on function gateway.lock_keys(bigint[]) from public;
 
+-- Whoever asks was authenticated a moment ago; a key that was stopped since must not leave another behind.
+create function gateway.is_stopped(p_key gateway.api_keys) returns boolean
+language sql stable set search_path = ''
+as $$
+    select p_key.active is not true or coalesce(p_key.expires_at <= clock_timestamp(), false)
+$$;
+
+comment on function gateway.is_stopped(gateway.api_keys) is 'Whether a key is switched off, revoked or expired.';
+
+revoke all on function gateway.is_stopped(gateway.api_keys) from public;
+
 create function gateway.field_beyond(p_key gateway.api_keys, p_caller gateway.api_keys) returns text
 language sql stable set search_path = ''
 as $$
@@ -3768,8 +3781,9 @@ $$;
 --
 -- A key lies within its maker: in scopes, models, services, expiry, and in limits, of which it begins with a copy. What it does counts
 -- under its makers' limits as well, so that a hundred keys made by a limited one share one limit. Returns the key without its secret, or
--- {"error": "unknown_customer" | "unknown_model" | "unknown_service" | "too_many_makers"} | {"error": "exceeds_maker", "field"}; then
--- nothing was made. Locks the maker, so that it is not narrowed meanwhile.
+-- {"error": "unknown_customer" | "erased_customer" | "unknown_model" | "unknown_service" | "too_many_makers" | "stopped_caller" (the maker was
+-- revoked a moment ago)} | {"error": "exceeds_maker", "field"}; then nothing was made. Locks the customer, then the maker, so that neither is
+-- erased, revoked or narrowed meanwhile.
 create function api.create_key(
     p_customer_id bigint, p_name text, p_prefix text, p_secret_hash text, p_scopes text[] default '{chat,usage}',
     p_allowed_models bigint[] default null, p_allowed_services bigint[] default null, p_expires_at timestamptz default null,
@@ -3780,6 +3794,7 @@ create function api.create_key(
 language plpgsql security definer set search_path = ''
 as $$
 declare
+    v_customer gateway.customers;
     v_key gateway.api_keys;
     v_maker gateway.api_keys;
     v_unknown_model jsonb;
@@ -3788,8 +3803,14 @@ declare
     v_field text;
 begin
     perform set_config('gateway.actor', coalesce(p_actor, ''), true);
-    if p_customer_id is not null and not exists (select from gateway.customers where id = p_customer_id) then
-        return jsonb_build_object('error', 'unknown_customer', 'id', p_customer_id);
+    if p_customer_id is not null then
+        -- locked as by the new key's reference: whoever erases the customer meanwhile waits, and revokes the key, too
+        select * into v_customer from gateway.customers where id = p_customer_id for key share;
+        if v_customer.id is null then
+            return jsonb_build_object('error', 'unknown_customer', 'id', p_customer_id);
+        elsif v_customer.erased_at is not null then
+            return jsonb_build_object('error', 'erased_customer');
+        end if;
     end if;
     v_key.scopes := p_scopes;
     v_key.allowed_services := p_allowed_services;
@@ -3806,6 +3827,8 @@ begin
         select * into v_maker from gateway.api_keys where id = p_maker_key_id for share;
         if v_maker.customer_id is distinct from p_customer_id then
             return jsonb_build_object('error', 'unknown_customer', 'id', p_customer_id);
+        elsif gateway.is_stopped(v_maker) then
+            return jsonb_build_object('error', 'stopped_caller');
         end if;
         v_key.allowed_models := coalesce(v_key.allowed_models, v_maker.allowed_models);
         v_key.allowed_services := coalesce(v_key.allowed_services, v_maker.allowed_services);
@@ -3892,8 +3915,8 @@ $$;
 -- api.rotate_key: gives a key a new secret; the old one works for p_grace_seconds more. Secrets that were retired earlier keep their own
 -- end, unless p_grace_seconds is 0: that says that the secret has leaked, and every older one stops at once.
 -- p_customer_id null: an admin's call, any key; else only that customer's keys, and of these none with the scope admin. p_caller_key_id: the
--- key that asks; it is handed no secret that can do more than itself. Returns the key and
--- {"previous_prefix", "previous_expires_at"}, or {"error": "unknown_key" | "revoked_key" | "admin_key"} |
+-- key that asks; it is handed no secret that can do more than itself. Returns the key and {"previous_prefix", "previous_expires_at"}, or
+-- {"error": "unknown_key" | "revoked_key" | "admin_key" | "stopped_caller" (the key that asks was revoked a moment ago)} |
 -- {"error": "exceeds_maker", "field"}. Locks both keys, in the order of their ids.
 create function api.rotate_key(
     p_key_id bigint, p_customer_id bigint, p_prefix text, p_secret_hash text, p_grace_seconds bigint default 0, p_actor text default null,
@@ -3918,7 +3941,9 @@ begin
             v_caller := v_locked;
         end if;
     end loop;
-    if v_key.id is null then
+    if p_caller_key_id is not null and gateway.is_stopped(v_caller) then
+        return jsonb_build_object('error', 'stopped_caller');
+    elsif v_key.id is null then
         return jsonb_build_object('error', 'unknown_key');
     elsif p_customer_id is not null and 'admin' = any (v_key.scopes) then
         return jsonb_build_object('error', 'admin_key');
@@ -3960,7 +3985,8 @@ comment on function api.rotate_key(bigint, bigint, text, text, bigint, text, big
 -- p_customer_id null: an admin's call, any key; else only that customer's keys, and of these none with the scope admin. p_caller_key_id: the
 -- key that asks: each new value lies within its own, so that no key raises itself or another; null for the customer in person. "All" and
 -- "never" mean no more than what the key that asks has. Returns the key, or {"error": "unknown_key" | "revoked_key" | "admin_key" |
--- "unknown_model" | "unknown_service" | "scopes_of_nobody"} | {"error": "exceeds_maker", "field"}; then nothing was changed.
+-- "stopped_caller" (the key that asks was revoked a moment ago) | "unknown_model" | "unknown_service" | "scopes_of_nobody"} |
+-- {"error": "exceeds_maker", "field"}; then nothing was changed.
 -- Locks both keys, in the order of their ids.
 create function api.update_key(
     p_key_id bigint, p_customer_id bigint, p_changes jsonb, p_actor text default null, p_caller_key_id bigint default null
@@ -3985,7 +4011,9 @@ begin
             v_caller := v_locked;
         end if;
     end loop;
-    if v_key.id is null then
+    if p_caller_key_id is not null and gateway.is_stopped(v_caller) then
+        return jsonb_build_object('error', 'stopped_caller');
+    elsif v_key.id is null then
         return jsonb_build_object('error', 'unknown_key');
     elsif p_customer_id is not null and 'admin' = any (v_key.scopes) then
         return jsonb_build_object('error', 'admin_key');
@@ -4205,7 +4233,7 @@ comment on type gateway.price_line is 'A line of a price list: what a provider t
 -- another than the one in force at p_effective_from (now, if null; never in the past), a new version begins there. A version that was to
 -- begin at that very moment is replaced. Nothing else is changed: not what the list lacks, not what is known of a model, no service's
 -- own price. p_dry_run: tells the same and writes nothing.
--- Locks: one import at a time, then the offers by id. Returns {"dry_run", "lines", "models_added", "offers_added", "prices_changed",
+-- Locks: what it adds by name, then the offers by id, so that of two lists with an offer in common one comes after the other. Returns {"dry_run", "lines", "models_added", "offers_added", "prices_changed",
 -- "unchanged"} (each line is one of the last three), or {"error": "duplicate_offer" | "in_the_past"}.
 create function api.import_prices(
     p_lines jsonb, p_dry_run boolean default false, p_effective_from timestamptz default null, p_actor text default null
@@ -4224,12 +4252,10 @@ begin
     if (select count(*) > count(distinct (l.model, l.provider)) from unnest(v_lines) as l) then
         return jsonb_build_object('error', 'duplicate_offer');
     end if;
-    if not p_dry_run then
-        perform pg_advisory_xact_lock(hashtextextended('api.import_prices', 0));
-    end if;
     if p_effective_from < clock_timestamp() then
         return jsonb_build_object('error', 'in_the_past');
     end if;
+
     if p_dry_run then
         select coalesce(array_agg(distinct l.model), '{}') into v_models_added
         from unnest(v_lines) as l
@@ -4256,7 +4282,7 @@ begin
             returning id
         )
         select coalesce(array_agg(id), '{}') into v_offers_added from added;
-        -- As in api.create_price: of two prices made at once one is the later.
+        -- As in api.create_price: what is compared below is what is in force when it is replaced.
         perform from gateway.offers as o
         where (o.model_id, o.provider) in (
             select m.id, l.provider from unnest(v_lines) as l join gateway.models as m on m.name = l.model
@@ -4264,7 +4290,7 @@ begin
         order by o.id
         for no key update;
     end if;
-    v_at := coalesce(p_effective_from, clock_timestamp());
+    v_at := greatest(p_effective_from, clock_timestamp());
     with compared as materialized (
         select l.*, o.id as offer_id, o.id is null or n.id is not null as new_offer, c.changes
         from unnest(v_lines) as l
@@ -4324,6 +4350,110 @@ revoke all on function api.import_prices(jsonb, boolean, timestamptz, text) from
 grant execute on function api.import_prices(jsonb, boolean, timestamptz, text) to service_role;
 
 comment on function api.import_prices(jsonb, boolean, timestamptz, text) is 'Brings a price list in, all of it or nothing; or tells what it would change.';
+
+-- api.read_connection: what it takes to call a service, for testing it: {"id", "provider", "base_url", "provider_key": sealed, "models":
+-- [{"name", "upstream_model", "chats": whether it answers with text}], the cheapest first}, of the models that are enabled. Null where there is
+-- no such service. Reads only.
+create function api.read_connection(p_id bigint) returns jsonb
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+    return (
+        select jsonb_build_object(
+            'id', s.id, 'provider', s.provider, 'base_url', s.base_url, 'provider_key', s.provider_key,
+            'models', coalesce((
+                select jsonb_agg(jsonb_build_object(
+                    'name', m.name, 'upstream_model', o.upstream_model, 'chats', 'text' = any (m.output_modalities)) order by p.output, m.name)
+                from gateway.routes as r
+                join gateway.offers as o on o.id = r.offer_id
+                join gateway.models as m on m.id = o.model_id
+                left join lateral (
+                    select v.output
+                    from gateway.prices as v
+                    where v.offer_id = o.id and v.effective_from <= clock_timestamp() and (v.service_id = s.id or v.service_id is null)
+                    order by v.service_id is null, v.effective_from desc
+                    limit 1
+                ) as p on true
+                where r.service_id = s.id and r.active
+            ), '[]'))
+        from gateway.services as s
+        where s.id = p_id and s.deleted_at is null
+    );
+end
+$$;
+
+revoke all on function api.read_connection(bigint) from public;
+
+grant execute on function api.read_connection(bigint) to service_role;
+
+comment on function api.read_connection(bigint) is 'What it takes to call a service, its key sealed.';
+
+-- api.list_catalogue: the catalogue by id after p_after, or the one model with p_id, inactive ones included. p_query: those that have it, in
+-- any case, in their name or display name, or in a provider's name of them. p_active: those that are, or are not. Reads only.
+create function api.list_catalogue(
+    p_limit integer, p_after bigint default 0, p_id bigint default null, p_query text default null, p_active boolean default null
+) returns jsonb
+language sql stable security definer set search_path = ''
+as $$
+    select coalesce(jsonb_agg(gateway.describe_model(m) order by m.id), '[]')
+    from (
+        select * from gateway.models as c
+        where id > p_after and (p_id is null or id = p_id) and (p_active is null or active = p_active)
+            and (p_query is null or strpos(lower(concat_ws(chr(10), name, display_name)), lower(p_query)) > 0 or exists (
+                select from gateway.offers as o where o.model_id = c.id and strpos(lower(o.upstream_model), lower(p_query)) > 0
+            ))
+        order by id
+        limit p_limit
+    ) as m
+$$;
+
+revoke all on function api.list_catalogue(integer, bigint, bigint, text, boolean) from public;
+
+grant execute on function api.list_catalogue(integer, bigint, bigint, text, boolean) to service_role;
+
+comment on function api.list_catalogue(integer, bigint, bigint, text, boolean) is 'The catalogue of models, a page of it.';
+
+-- api.update_model: changes what p_changes names: display_name, context_length, max_output_tokens, input_modalities, output_modalities,
+-- active (false hides the model and refuses it), and offers, as api.create_model takes them: one of a provider that offers the model already
+-- gives it another name there or new prices, if it has them; others stay. Locks the model. Returns it, or {"error": "unknown_model"}.
+create function api.update_model(p_id bigint, p_changes jsonb, p_actor text default null) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_model gateway.models;
+    v_offer jsonb;
+    v_offer_id bigint;
+begin
+    perform set_config('gateway.actor', coalesce(p_actor, ''), true);
+    select * into v_model from gateway.models where id = p_id for no key update;
+    if v_model.id is null then
+        return jsonb_build_object('error', 'unknown_model');
+    end if;
+    v_model := jsonb_populate_record(v_model, p_changes - 'offers');
+    update gateway.models
+    set (display_name, context_length, max_output_tokens, input_modalities, output_modalities, active) = (
+        v_model.display_name, v_model.context_length, v_model.max_output_tokens, v_model.input_modalities, v_model.output_modalities, v_model.active)
+    where id = p_id
+    returning * into v_model;
+    -- In one order, for whoever does the same.
+    for v_offer in select value from jsonb_array_elements(coalesce(p_changes -> 'offers', '[]')) order by value ->> 'provider' loop
+        insert into gateway.offers as o (model_id, provider, upstream_model)
+        values (p_id, v_offer ->> 'provider', coalesce(v_offer ->> 'upstream_model', v_model.name))
+        on conflict (model_id, provider) do update set upstream_model = coalesce(v_offer ->> 'upstream_model', o.upstream_model)
+        returning id into v_offer_id;
+        if v_offer -> 'prices' <> 'null' then
+            perform gateway.insert_price(v_offer_id, null, v_offer -> 'prices', null);
+        end if;
+    end loop;
+    return gateway.describe_model(v_model);
+end
+$$;
+
+revoke all on function api.update_model(bigint, jsonb, text) from public;
+
+grant execute on function api.update_model(bigint, jsonb, text) to service_role;
+
+comment on function api.update_model(bigint, jsonb, text) is 'Changes a model, adds offers or changes them.';
 
 -- api.change_settings: changes what p_changes names, and returns all settings: amounts as exact text, and of the webhook secret (which
 -- comes in sealed) only whether it is set. With '{}' it only reads. The table's constraints decide what is valid; a name that is no setting
@@ -5168,7 +5298,10 @@ with used as (
     select p.customer_id, true as in_all, p.period = date_trunc('month', now() at time zone c.time_zone) as in_month, false as in_day,
         p.requests, p.errors, p.total_tokens, p.cost_usd, p.charge_usd, p.uncollected_usd, p.last_request_at
     from gateway.customers as c
-    join gateway.usage_periods as p on p.customer_id = c.id and p.per = 'month' and p.grouped_by = 'all'
+    -- offset 0: a look into the index for each customer, instead of all that was ever closed
+    cross join lateral (
+        select * from gateway.usage_periods where customer_id = c.id and per = 'month' and grouped_by = 'all' offset 0
+    ) as p
     union all
     select p.customer_id, false, false, true,
         p.requests, p.errors, p.total_tokens, p.cost_usd, p.charge_usd, p.uncollected_usd, p.last_request_at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ import pytest
 from tests.database.engine import PRICES, PROVIDER, call, race, usd
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
     from tests.database.engine import Engine, JSONObject
     from tests.fixtures.database import Connection
 
@@ -152,6 +156,7 @@ def test_what_the_list_lacks_and_what_an_admin_has_said_stays(engine: Engine) ->
         p_prices={"input": "1", "output": "1"},
         p_service_id=service,
     )
+    assert bring_in(engine, line("echo"))["unchanged"] == 1
     engine.model("other")
     before = engine.query("select id, name, context_length, active from gateway.models order by id")
     bring_in(engine, line("echo", input="5", upstream_model="renamed", context_length=7))
@@ -244,6 +249,46 @@ def test_one_list_imported_by_many_at_once_is_imported_once(engine: Engine) -> N
         (0, 80): 7,
     }
     assert engine.value("select count(*) from gateway.prices") == 81
+
+
+def while_open(engine: Engine, first: Callable[[Connection], object], then: JSONObject) -> JSONObject:
+    """Import `then` while `first` is not committed; it has to wait for it. What the import told."""
+    with engine.database.connect(autocommit=False) as holder, ThreadPoolExecutor(1) as pool:
+        first(holder)
+        with engine.database.connect() as other:
+            pid = other.info.backend_pid
+            told: Future[JSONObject] = pool.submit(call, other, "import_prices", **then)
+            waiting = (
+                "select coalesce(bool_or(wait_event_type = 'Lock'), false) from pg_stat_activity"
+                " where pid = %s"
+            )
+            while not engine.value(waiting, pid):
+                assert not told.done(), "it did not wait"
+            holder.commit()
+            return told.result(timeout=20)
+
+
+def test_of_two_lists_with_offers_in_common_one_comes_after_the_other(engine: Engine) -> None:
+    bring_in(engine, line("a"), line("b"))
+    first = [line("a", input="3"), line("b")]
+    told = while_open(
+        engine,
+        lambda holder: call(holder, "import_prices", p_lines=first),
+        {"p_lines": [line("b", input="4"), line("a")]},
+    )
+    # neither took for unchanged what the other was changing
+    assert [each["model"] for each in told["prices_changed"]] == ["a", "b"]
+    assert (in_force(engine, "a")["input"], in_force(engine, "b")["input"]) == ("2", "4")
+
+
+def test_a_list_waits_for_a_price_that_is_being_made(engine: Engine) -> None:
+    prices = {"input": "7", "output": "8"}
+    told = while_open(
+        engine,
+        lambda holder: call(holder, "create_price", p_model="echo", p_provider=PROVIDER, p_prices=prices),
+        {"p_lines": [line("echo", input="7")]},
+    )
+    assert told["unchanged"] == 1
 
 
 def test_lists_prices_and_models_made_at_once_do_not_meet_at_one_moment(engine: Engine) -> None:
