@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gateway import json_text
-from gateway.auth import is_key, key_hash, key_prefix, new_key
+from gateway.auth import is_key, key_hash, key_prefix, new_key, unknown_key
 from gateway.errors import Conflict, Forbidden, NotFound, Unprocessable
 from gateway.http import JSONResponse, Operation, read_body, read_model, validate
 from gateway.paging import Page, path_id, query_flag, query_id
@@ -251,9 +251,11 @@ def _accept(told: dict[str, Any]) -> dict[str, Any]:
     return accept(
         told,
         unknown_key=_no_key(),
+        stopped_caller=unknown_key(),
         revoked_key=Conflict("This key is revoked, for good.", code="key_revoked"),
         admin_key=Forbidden("Only an admin may change an admin key.", code="scope_missing"),
         unknown_customer=_no_customer("customer_id"),
+        erased_customer=Conflict("This customer is erased.", code="customer_erased"),
         unknown_model=Unprocessable(f"{field} names a model that is unknown.", param=field),
         unknown_service=Unprocessable(
             "allowed_services names a service that is unknown.", param="allowed_services"

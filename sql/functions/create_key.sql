@@ -49,8 +49,9 @@ revoke all on function gateway.describe_key(gateway.api_keys) from public;
 --
 -- A key lies within its maker: in scopes, models, services, expiry, and in limits, of which it begins with a copy. What it does counts
 -- under its makers' limits as well, so that a hundred keys made by a limited one share one limit. Returns the key without its secret, or
--- {"error": "unknown_customer" | "unknown_model" | "unknown_service" | "too_many_makers"} | {"error": "exceeds_maker", "field"}; then
--- nothing was made. Locks the maker, so that it is not narrowed meanwhile.
+-- {"error": "unknown_customer" | "erased_customer" | "unknown_model" | "unknown_service" | "too_many_makers" | "stopped_caller" (the maker was
+-- revoked a moment ago)} | {"error": "exceeds_maker", "field"}; then nothing was made. Locks the customer, then the maker, so that neither is
+-- erased, revoked or narrowed meanwhile.
 create function api.create_key(
     p_customer_id bigint, p_name text, p_prefix text, p_secret_hash text, p_scopes text[] default '{chat,usage}',
     p_allowed_models bigint[] default null, p_allowed_services bigint[] default null, p_expires_at timestamptz default null,
@@ -61,6 +62,7 @@ create function api.create_key(
 language plpgsql security definer set search_path = ''
 as $$
 declare
+    v_customer gateway.customers;
     v_key gateway.api_keys;
     v_maker gateway.api_keys;
     v_unknown_model jsonb;
@@ -69,8 +71,14 @@ declare
     v_field text;
 begin
     perform set_config('gateway.actor', coalesce(p_actor, ''), true);
-    if p_customer_id is not null and not exists (select from gateway.customers where id = p_customer_id) then
-        return jsonb_build_object('error', 'unknown_customer', 'id', p_customer_id);
+    if p_customer_id is not null then
+        -- locked as by the new key's reference: whoever erases the customer meanwhile waits, and revokes the key, too
+        select * into v_customer from gateway.customers where id = p_customer_id for key share;
+        if v_customer.id is null then
+            return jsonb_build_object('error', 'unknown_customer', 'id', p_customer_id);
+        elsif v_customer.erased_at is not null then
+            return jsonb_build_object('error', 'erased_customer');
+        end if;
     end if;
     v_key.scopes := p_scopes;
     v_key.allowed_services := p_allowed_services;
@@ -87,6 +95,8 @@ begin
         select * into v_maker from gateway.api_keys where id = p_maker_key_id for share;
         if v_maker.customer_id is distinct from p_customer_id then
             return jsonb_build_object('error', 'unknown_customer', 'id', p_customer_id);
+        elsif gateway.is_stopped(v_maker) then
+            return jsonb_build_object('error', 'stopped_caller');
         end if;
         v_key.allowed_models := coalesce(v_key.allowed_models, v_maker.allowed_models);
         v_key.allowed_services := coalesce(v_key.allowed_services, v_maker.allowed_services);

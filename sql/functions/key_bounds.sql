@@ -9,6 +9,15 @@ $$;
 comment on function gateway.lock_keys(bigint[]) is 'Locks keys in the order of their ids and returns them.';
 revoke all on function gateway.lock_keys(bigint[]) from public;
 
+-- Whoever asks was authenticated a moment ago; a key that was stopped since must not leave another behind.
+create function gateway.is_stopped(p_key gateway.api_keys) returns boolean
+language sql stable set search_path = ''
+as $$
+    select p_key.active is not true or coalesce(p_key.expires_at <= clock_timestamp(), false)
+$$;
+comment on function gateway.is_stopped(gateway.api_keys) is 'Whether a key is switched off, revoked or expired.';
+revoke all on function gateway.is_stopped(gateway.api_keys) from public;
+
 create function gateway.field_beyond(p_key gateway.api_keys, p_caller gateway.api_keys) returns text
 language sql stable set search_path = ''
 as $$

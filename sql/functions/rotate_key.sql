@@ -1,8 +1,8 @@
 -- api.rotate_key: gives a key a new secret; the old one works for p_grace_seconds more. Secrets that were retired earlier keep their own
 -- end, unless p_grace_seconds is 0: that says that the secret has leaked, and every older one stops at once.
 -- p_customer_id null: an admin's call, any key; else only that customer's keys, and of these none with the scope admin. p_caller_key_id: the
--- key that asks; it is handed no secret that can do more than itself. Returns the key and
--- {"previous_prefix", "previous_expires_at"}, or {"error": "unknown_key" | "revoked_key" | "admin_key"} |
+-- key that asks; it is handed no secret that can do more than itself. Returns the key and {"previous_prefix", "previous_expires_at"}, or
+-- {"error": "unknown_key" | "revoked_key" | "admin_key" | "stopped_caller" (the key that asks was revoked a moment ago)} |
 -- {"error": "exceeds_maker", "field"}. Locks both keys, in the order of their ids.
 create function api.rotate_key(
     p_key_id bigint, p_customer_id bigint, p_prefix text, p_secret_hash text, p_grace_seconds bigint default 0, p_actor text default null,
@@ -27,7 +27,9 @@ begin
             v_caller := v_locked;
         end if;
     end loop;
-    if v_key.id is null then
+    if p_caller_key_id is not null and gateway.is_stopped(v_caller) then
+        return jsonb_build_object('error', 'stopped_caller');
+    elsif v_key.id is null then
         return jsonb_build_object('error', 'unknown_key');
     elsif p_customer_id is not null and 'admin' = any (v_key.scopes) then
         return jsonb_build_object('error', 'admin_key');

@@ -3,7 +3,8 @@
 -- p_customer_id null: an admin's call, any key; else only that customer's keys, and of these none with the scope admin. p_caller_key_id: the
 -- key that asks: each new value lies within its own, so that no key raises itself or another; null for the customer in person. "All" and
 -- "never" mean no more than what the key that asks has. Returns the key, or {"error": "unknown_key" | "revoked_key" | "admin_key" |
--- "unknown_model" | "unknown_service" | "scopes_of_nobody"} | {"error": "exceeds_maker", "field"}; then nothing was changed.
+-- "stopped_caller" (the key that asks was revoked a moment ago) | "unknown_model" | "unknown_service" | "scopes_of_nobody"} |
+-- {"error": "exceeds_maker", "field"}; then nothing was changed.
 -- Locks both keys, in the order of their ids.
 create function api.update_key(
     p_key_id bigint, p_customer_id bigint, p_changes jsonb, p_actor text default null, p_caller_key_id bigint default null
@@ -28,7 +29,9 @@ begin
             v_caller := v_locked;
         end if;
     end loop;
-    if v_key.id is null then
+    if p_caller_key_id is not null and gateway.is_stopped(v_caller) then
+        return jsonb_build_object('error', 'stopped_caller');
+    elsif v_key.id is null then
         return jsonb_build_object('error', 'unknown_key');
     elsif p_customer_id is not null and 'admin' = any (v_key.scopes) then
         return jsonb_build_object('error', 'admin_key');

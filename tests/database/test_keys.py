@@ -354,46 +354,72 @@ def test_line_of_makers_has_an_end(engine: Engine, maker: Customer) -> None:
     assert told == {"error": "too_many_makers"}
 
 
-def test_key_is_made_within_what_its_maker_is_at_that_moment(engine: Engine, maker: Customer) -> None:
-    """A key that is being narrowed can't hand out what it is about to lose."""
+def meanwhile(engine: Engine, function: str, change: JSONObject, **parameters: Any) -> JSONObject:
+    """What `function` tells whose caller is changed while it waits: by `change`, of update_key or a state."""
     done = Event()
-    made: list[JSONObject] = []
+    told: list[JSONObject] = []
 
-    def make() -> None:
+    def work() -> None:
         with engine.database.connect() as connection:
-            made.append(
-                call(
-                    connection,
-                    "create_key",
-                    p_customer_id=maker.id,
-                    p_name="late",
-                    p_prefix="sk_test",
-                    p_secret_hash=digest("late"),
-                    p_scopes=["chat", "usage"],
-                    p_maker_key_id=maker.key_id,
-                    p_bounded=True,
-                )
-            )
+            told.append(call(connection, function, **parameters))
         done.set()
 
-    with engine.database.connect(autocommit=False) as narrowing:
-        call(
-            narrowing,
-            "update_key",
-            p_key_id=maker.key_id,
-            p_customer_id=None,
-            p_changes={"scopes": ["chat", "keys"]},
-        )
-        thread = Thread(target=make)
+    with engine.database.connect(autocommit=False) as changing:
+        call(changing, change.pop("function"), **change)
+        thread = Thread(target=work)
         thread.start()
         while not engine.value(
-            "select count(*) from pg_stat_activity"
-            " where wait_event_type = 'Lock' and query like '%create_key%'"
+            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like %s",
+            f"%{function}%",
         ):
             assert not done.wait(0.01)
-        narrowing.commit()
+        changing.commit()
     thread.join()
-    assert made == [{"error": "exceeds_maker", "field": "scopes"}]
+    return told[0]
+
+
+def making(maker: Customer) -> JSONObject:
+    return {
+        "p_customer_id": maker.id,
+        "p_name": "late",
+        "p_prefix": "sk_test",
+        "p_secret_hash": digest("late"),
+        "p_scopes": ["chat", "usage"],
+        "p_maker_key_id": maker.key_id,
+        "p_bounded": True,
+    }
+
+
+def test_key_is_made_within_what_its_maker_is_at_that_moment(engine: Engine, maker: Customer) -> None:
+    """A key that is being narrowed can't hand out what it is about to lose."""
+    narrowed = {
+        "function": "update_key",
+        "p_key_id": maker.key_id,
+        "p_customer_id": None,
+        "p_changes": {"scopes": ["chat", "keys"]},
+    }
+    told = meanwhile(engine, "create_key", narrowed, **making(maker))
+    assert told == {"error": "exceeds_maker", "field": "scopes"}
+
+
+@pytest.mark.parametrize("function", ["create_key", "rotate_key", "update_key"])
+def test_key_that_is_being_revoked_leaves_none_behind(engine: Engine, maker: Customer, function: str) -> None:
+    other, other_hash = child(engine, maker.key_id, maker.id)
+    named = {"p_key_id": other, "p_customer_id": maker.id, "p_caller_key_id": maker.key_id}
+    parameters = {
+        "create_key": making(maker),
+        "rotate_key": {**named, "p_prefix": "sk_new", "p_secret_hash": digest("new")},
+        "update_key": {**named, "p_changes": {"name": "late"}},
+    }[function]
+    revoked = {
+        "function": "set_key_state",
+        "p_key_id": maker.key_id,
+        "p_customer_id": None,
+        "p_state": "revoked",
+    }
+    assert meanwhile(engine, function, revoked, **parameters) == {"error": "stopped_caller"}
+    assert engine.value("select count(*) from gateway.api_keys where name = 'late'") == 0
+    assert works(engine, other_hash)
 
 
 def test_keys_that_change_each_other_do_not_lock_up(engine: Engine, maker: Customer) -> None:

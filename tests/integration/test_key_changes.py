@@ -242,3 +242,12 @@ async def test_lists_are_narrowed(management: Management) -> None:
     assert_error(foreign, 404, "customer_not_found", "customer_id")
     for query, param in (("active=1", "active"), ("customer_id=x", "customer_id")):
         assert_error(await management.admin("GET", f"/v1/keys?{query}"), 422, param=param)
+
+
+async def test_erased_customer_gets_no_key(management: Management) -> None:
+    customer = management.customer()
+    await management.ok("DELETE", f"/admin/customers/{customer.id}")
+    refused = await management.admin("POST", "/v1/keys", {"name": "x", "customer_id": customer.id})
+    assert_error(refused, 409, "customer_erased")
+    older = await management.admin("POST", "/api/keys", {}, headers={"user": f"erased-{customer.id}"})
+    assert_error(older, 409, "customer_erased")

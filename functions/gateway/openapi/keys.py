@@ -12,6 +12,7 @@ _NO_KEY = unknown("key")
 _NO_CUSTOMER = unknown("customer", param="customer_id")
 _REVOKED = Conflict("This key is revoked, for good.", code="key_revoked")
 _ADMIN_KEY = Forbidden("Only an admin may change an admin key.", code="scope_missing")
+_ERASED = Conflict("This customer is erased.", code="customer_erased")
 _EXCEEDS_MAKER = Forbidden(
     "The scopes of this key must lie within what the caller has itself.", code="exceeds_maker", param="scopes"
 )
@@ -37,7 +38,8 @@ ROUTES: Routes = {
         answer=answers.CreatedKey,
         tokens=True,
         description="The answer has the whole `key`, this once. Its scopes, models, services and limits lie "
-        "within those of the key that makes it; only an admin makes an admin key.",
+        "within those of the key that makes it, and what it does counts under the limits of that one, too. Only an "
+        "admin makes an admin key.",
         request={
             "name": "production",
             "scopes": ["chat", "usage"],
@@ -49,6 +51,7 @@ ROUTES: Routes = {
             _EXCEEDS_MAKER,
             _TOO_MANY_MAKERS,
             _NO_CUSTOMER,
+            _ERASED,
             _UNKNOWN_MODEL,
             _UNKNOWN_SERVICE,
             _IN_THE_PAST,
@@ -82,7 +85,8 @@ ROUTES: Routes = {
     "POST /v1/keys/{id}/rotate": Route(
         answer=answers.RotatedKey,
         tokens=True,
-        description="The answer has the new `key`, this once. The old secret works on for `grace_seconds`.",
+        description="The answer has the new `key`, this once. The old secret works on for `grace_seconds`; "
+        "without them it stops at once, and every older one with it.",
         parameters=_KEY,
         request={"grace_seconds": 3600},
         request_required=False,
@@ -110,7 +114,9 @@ ROUTES: Routes = {
         request={"name": "production", "rate_limit": 600, "customer_email": "ada@example.com"},
         refusals=(
             _EXCEEDS_MAKER,
+            _TOO_MANY_MAKERS,
             NotFound("There is no such customer.", code="customer_not_found", param="customer_email"),
+            _ERASED,
             _UNKNOWN_MODEL,
         ),
     ),
