@@ -1,5 +1,5 @@
--- gateway.fold_usage: adds rows of the rollups to usage_periods: to those of their customers or, with p_of_all, to everybody's
--- and to key_days. Its callers hold the row of usage_closing: nobody else writes here. Rows are summed by day first, and only then for every grouping.
+-- gateway.fold_usage: adds rows of the rollups to usage_periods: to those of their customers or, with p_of_all, to everybody's and
+-- to key_days. Its callers hold the row of usage_closing: nobody else writes here. Rows are summed by day first, only then for every grouping.
 create function gateway.fold_usage(p_rows gateway.usage_rollups[], p_of_all boolean) returns void
 language plpgsql set search_path = ''
 as $$

@@ -151,14 +151,17 @@ begin
         group by 1, 2, 3
     ),
     groups as (
-        select g.group_id, coalesce(m.name, k.prefix, g.provider) as name
+        -- looked up one by one: a join would read all keys that there are
+        select g.group_id, case p_group_by
+            when 'model' then (select m.name from gateway.models as m where m.id = g.group_id)
+            when 'key' then (select k.prefix from gateway.api_keys as k where k.id = g.group_id)
+            else g.provider
+        end as name
         from (
             select distinct f.group_id, f.provider from found as f
             union
             select 0, null where p_group_by is null
         ) as g
-        left join gateway.models as m on p_group_by = 'model' and m.id = g.group_id
-        left join gateway.api_keys as k on p_group_by = 'key' and k.id = g.group_id
     )
     select coalesce(jsonb_agg(
         jsonb_build_object(
@@ -210,7 +213,7 @@ begin
     if v_time_zone is null then
         return null;
     end if;
-    select m.name into v_model
+    select (select m.name from gateway.models as m where m.id = used.model_id) into v_model
     from (
         select u.model_id, coalesce(sum(u.requests) filter (where x.this_month), 0) as this_month, sum(u.requests) as ever
         from gateway.find_usage(p_customer_id, p_key_id, 'month', case when p_key_id is null then 'model' else 'key_model' end, v_time_zone,
@@ -220,8 +223,7 @@ begin
         ) as x
         group by u.model_id
     ) as used
-    join gateway.models as m on m.id = used.model_id
-    order by used.this_month desc, used.ever desc, m.id
+    order by used.this_month desc, used.ever desc, used.model_id
     limit 1;
 
     with used as (

@@ -2454,8 +2454,8 @@ grant execute on function api.drop_request_partitions() to service_role;
 
 comment on function api.drop_request_partitions() is 'Drops the oldest month of the request log, where the settings say so and the books need it no more.';
 
--- gateway.fold_usage: adds rows of the rollups to usage_periods: to those of their customers or, with p_of_all, to everybody's
--- and to key_days. Its callers hold the row of usage_closing: nobody else writes here. Rows are summed by day first, and only then for every grouping.
+-- gateway.fold_usage: adds rows of the rollups to usage_periods: to those of their customers or, with p_of_all, to everybody's and
+-- to key_days. Its callers hold the row of usage_closing: nobody else writes here. Rows are summed by day first, only then for every grouping.
 create function gateway.fold_usage(p_rows gateway.usage_rollups[], p_of_all boolean) returns void
 language plpgsql set search_path = ''
 as $$
@@ -2885,14 +2885,17 @@ begin
         group by 1, 2, 3
     ),
     groups as (
-        select g.group_id, coalesce(m.name, k.prefix, g.provider) as name
+        -- looked up one by one: a join would read all keys that there are
+        select g.group_id, case p_group_by
+            when 'model' then (select m.name from gateway.models as m where m.id = g.group_id)
+            when 'key' then (select k.prefix from gateway.api_keys as k where k.id = g.group_id)
+            else g.provider
+        end as name
         from (
             select distinct f.group_id, f.provider from found as f
             union
             select 0, null where p_group_by is null
         ) as g
-        left join gateway.models as m on p_group_by = 'model' and m.id = g.group_id
-        left join gateway.api_keys as k on p_group_by = 'key' and k.id = g.group_id
     )
     select coalesce(jsonb_agg(
         jsonb_build_object(
@@ -2947,7 +2950,7 @@ begin
     if v_time_zone is null then
         return null;
     end if;
-    select m.name into v_model
+    select (select m.name from gateway.models as m where m.id = used.model_id) into v_model
     from (
         select u.model_id, coalesce(sum(u.requests) filter (where x.this_month), 0) as this_month, sum(u.requests) as ever
         from gateway.find_usage(p_customer_id, p_key_id, 'month', case when p_key_id is null then 'model' else 'key_model' end, v_time_zone,
@@ -2957,8 +2960,7 @@ begin
         ) as x
         group by u.model_id
     ) as used
-    join gateway.models as m on m.id = used.model_id
-    order by used.this_month desc, used.ever desc, m.id
+    order by used.this_month desc, used.ever desc, used.model_id
     limit 1;
 
     with used as (
