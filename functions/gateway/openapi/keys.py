@@ -38,8 +38,8 @@ ROUTES: Routes = {
         answer=answers.CreatedKey,
         tokens=True,
         description="The answer has the whole `key`, this once. Its scopes, models, services and limits lie "
-        "within those of the key that makes it, and what it does counts under the limits of that one, too. Only an "
-        "admin makes an admin key.",
+        "within those of the key that makes it, and what it does counts under the limits of that one, too. "
+        "Only an admin makes an admin key.",
         request={
             "name": "production",
             "scopes": ["chat", "usage"],
