@@ -72,6 +72,8 @@ SETTLE = "functions/settle_request.sql"
 EXPIRE = "functions/expire_holds.sql"
 COUNT = "functions/correct_counters.sql"
 MONEY = "functions/money.sql"
+CROSS = "functions/record_crossings.sql"
+DELIVER = "functions/deliver_events.sql"
 
 FAULTS = (
     # the hold
@@ -214,6 +216,75 @@ FAULTS = (
         "(c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per)",
         ("test_limits",),
     ),
+    # the soft marks
+    Fault(
+        "no admission marks a counter",
+        ADMIT,
+        "marked = x.marked",
+        "marked = false",
+        ("test_crossings",),
+    ),
+    Fault(
+        "what others still hold is taken for used",
+        CROSS,
+        "where r.state = 'held' and",
+        "where false and",
+        ("test_crossings",),
+    ),
+    Fault(
+        "what runs of other windows is taken for this one's",
+        CROSS,
+        "(x.subject, x.subject_id, x.model_id, x.per, x.window_start)\n"
+        "            = (p_counter.subject, p_counter.subject_id, p_counter.model_id, p_counter.per,"
+        " p_counter.window_start);",
+        "(x.subject, x.subject_id, x.model_id, x.per)\n"
+        "            = (p_counter.subject, p_counter.subject_id, p_counter.model_id, p_counter.per);",
+        ("test_crossings",),
+    ),
+    Fault(
+        "a marked window that turns is forgotten",
+        CROSS,
+        "when (old.marked and new.window_start > old.window_start)",
+        "when (false)",
+        ("test_crossings",),
+    ),
+    Fault(
+        "a window that turned is not corrected",
+        COUNT,
+        "if v_turned then",
+        "if false then",
+        ("test_crossings",),
+    ),
+    Fault(
+        "what goes beyond the bound crosses nothing",
+        COUNT,
+        "(c.marked or x.tokens > 0 or x.spend_usd > 0)",
+        "c.marked",
+        ("test_crossings",),
+    ),
+    Fault(
+        "a request crosses the mark of a model that may not answer it",
+        ADMIT,
+        "(l.model_id = 0 or not exists (select from unnest(v_candidates) as c"
+        " where c.model_id <> l.model_id))",
+        "true",
+        ("test_crossings",),
+    ),
+    # the outbox
+    Fault(
+        "two maintainers claim one delivery",
+        DELIVER,
+        "        limit p_limit\n        for update skip locked\n",
+        "        limit p_limit\n",
+        ("test_events",),
+    ),
+    Fault(
+        "one whose claim ran out speaks for its successor",
+        DELIVER,
+        "(attempts = p_attempt and next_attempt_at is not null)",
+        "next_attempt_at is not null",
+        ("test_events",),
+    ),
     # the price
     Fault(
         "rounded half up",
@@ -248,7 +319,7 @@ FAULTS = (
     Fault(
         "a class without a price of its own is free",
         MONEY,
-        "coalesce((p_prices ->> 'cached_input')::numeric, input)",
+        "coalesce((p_prices ->> 'cached_input')::numeric, v_input)",
         "coalesce((p_prices ->> 'cached_input')::numeric, 0)",
         ("test_billing",),
     ),
