@@ -3026,7 +3026,7 @@ grant execute on function api.read_monitor(bigint, bigint) to service_role;
 comment on function api.read_monitor(bigint, bigint) is 'What a customer or a key has used: ever, today and this month.';
 
 -- api.read_totals: what a customer has used, ever: {"input_tokens", "output_tokens": of all classes, "total_tokens", "cost_usd", "charge_usd"};
--- null where there is no such customer. The cost is told in flat mode too. Reads the months that there are, and what came since the last closing.
+-- null where there is no such customer. In flat mode the cost is null. Reads the months that there are, and what came since the last closing.
 create function api.read_totals(p_customer_id bigint) returns jsonb
 language plpgsql stable security definer set search_path = '' set plan_cache_mode = force_generic_plan
 as $$
@@ -3034,8 +3034,9 @@ begin
     return (
         select jsonb_build_object(
             'input_tokens', t.tokens - t.output_tokens, 'output_tokens', t.output_tokens, 'total_tokens', t.tokens,
-            'cost_usd', gateway.show_usd(t.cost), 'charge_usd', gateway.show_usd(t.charge))
+            'cost_usd', case when s.billing_mode = 'markup' then gateway.show_usd(t.cost) end, 'charge_usd', gateway.show_usd(t.charge))
         from gateway.customers as c
+        cross join gateway.settings as s
         cross join lateral (
             select coalesce(sum(u.total_tokens), 0) as tokens,
                 coalesce(sum(u.output_tokens + u.audio_output_tokens + u.image_output_tokens), 0) as output_tokens,
