@@ -64,10 +64,11 @@ class Usage:
     async def monitor(self, _request: Request, principal: Principal) -> Response:
         """GET /user/monitor. What it calls cost is the charge."""
         customer_id = _customer(principal)
-        used, account, limits = await asyncio.gather(
+        used, account, limits, crossings = await asyncio.gather(
             self._database.read_monitor(customer_id, key_id=principal.own_key_id),
             self._database.read_balance(customer_id),
             self._database.read_limits(customer_id, key_id=principal.key_id),
+            self._database.list_crossings(customer_id=customer_id, key_id=principal.own_key_id),
         )
         if used is None or account is None or limits is None:
             raise _no_such_customer()
@@ -95,6 +96,7 @@ class Usage:
                     "average_latency_ms": used["average_latency_ms"],
                 },
                 "rate_limits": _shown(limits["limits"], "limit"),
+                "soft_limits_crossed": crossings,
             }
         )
 

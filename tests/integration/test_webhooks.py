@@ -176,6 +176,17 @@ async def test_a_crossing_reaches_the_receiver_once(local: Management, receiver:
     [crossing] = await local.process.database.list_crossings(customer_id=customer.id)
     assert (crossing["window_start"], crossing["used"]) == (window_start, 123)
     assert receiver.paths == ["/hooks"]
+    # and the monitors show it: to the customer, to the operator, not to a key that sees only itself
+    for key, seen in (
+        (customer.key, [crossing]),
+        (local.key(customer.id, "chat")[0], []),
+        (local.customer().key, []),
+    ):
+        assert (await local.ok("GET", "/user/monitor", key=key))["soft_limits_crossed"] == seen
+    figures = (await local.ok("GET", "/admin/monitor"))["data"]
+    assert crossing in figures["soft_limits_crossed"]
+    assert (figures["webhook"]["webhook_set"], figures["webhook"]["waiting"]) == (True, 0)
+    assert figures["webhook"]["last_delivered_at"] is not None
 
 
 async def test_an_event_is_sent_until_it_is_taken(local: Management, receiver: Receiver) -> None:

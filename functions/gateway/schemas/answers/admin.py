@@ -22,6 +22,7 @@ from gateway.schemas.answers import (
     Time,
     Usd,
 )
+from gateway.schemas.answers.usage import CrossedLimit, Percentiles  # noqa: TC001 - pydantic reads it
 
 
 class CreatedCustomer(Answer):
@@ -85,6 +86,103 @@ class BalanceKey(Answer):
     active: bool
 
 
+class BusyKey(Answer):
+    """A key of those that used the most tokens today."""
+
+    api_key: KeyPrefix
+    key_id: Id
+    user_id: Id
+    name: str = Field(description="The customer's.", examples=["Ada"])
+    tokens_used: Count = Field(examples=[5000])
+    cost: Number = Field(description="What was charged, in USD.", examples=[0.1])
+    requests: Count = Field(examples=[25])
+
+
+class Activity(Answer):
+    """One of the last calls."""
+
+    request_id: str = Field(examples=["req_01a1fd2ab32670e3815c293832e5f73a"])
+    api_key: KeyPrefix
+    user_id: Id
+    model: str = Field(examples=["gpt-4o-mini"])
+    tokens_used: Count = Field(examples=[150])
+    timestamp: Time
+    status: Literal["running", "succeeded", "failed", "cancelled", "cut", "expired"]
+
+
+class ProviderHealth(Answer):
+    """A service, by what it did today (UTC)."""
+
+    provider: str = Field(examples=["openai"])
+    service: str = Field(examples=["openai"])
+    service_id: Id
+    active: bool
+    requests: Count = Field(description="Attempts, those that gave way to another service included.")
+    errors: Count
+    error_rate: Number = Field(description="Errors of the requests, from 0 to 1.", examples=[0.02])
+    latency_ms: Percentiles
+    time_to_first_token_ms: Percentiles
+    last_error_at: Time | None
+
+
+class Held(Answer):
+    """What runs now."""
+
+    requests: Count
+    usd: Usd
+
+
+class UndeliveredEvent(Answer):
+    """An event that the webhook's receiver has not taken."""
+
+    id: str
+    type: str = Field(examples=["limit.soft_crossed"])
+    created_at: Time
+    attempts: Count
+    next_attempt_at: Time | None = Field(description="Null: given up.")
+    last_status: int | None
+    last_error: str | None
+
+
+class WebhookHealth(Answer):
+    """How the webhook is doing."""
+
+    webhook_set: bool
+    waiting: Count
+    waiting_since: Time | None
+    given_up: Count
+    last_delivered_at: Time | None
+    undelivered: list[UndeliveredEvent] = Field(description="The newest twenty that failed.", examples=[[]])
+
+
+class SystemFigures(Answer):
+    """The whole system today (UTC). Calls count when they have ended."""
+
+    total_users: Count = Field(examples=[50])
+    active_users_today: Count = Field(examples=[12])
+    total_requests_today: Count = Field(examples=[150])
+    total_tokens_today: Count = Field(examples=[15000])
+    total_cost_today: Number = Field(description="What was charged, in USD.", examples=[0.3])
+    cost_today_usd: Usd = Field(description="What the providers take.")
+    margin_today_usd: Usd = Field(description="What was collected, less the providers' cost.")
+    uncollected_today_usd: Usd = Field(description="Charges that balances could not give.")
+    errors_today: Count
+    refusals_today: Count = Field(description="Calls that were refused before they cost anything.")
+    top_users_by_usage: list[BusyKey] = Field(description="The ten keys with the most tokens today.")
+    recent_activity: list[Activity] = Field(description="The last ten calls of the last 31 days.")
+    providers: list[ProviderHealth]
+    held: Held
+    soft_limits_crossed: list[CrossedLimit] = Field(description="The newest twenty.")
+    webhook: WebhookHealth
+
+
+class SystemMonitor(Success):
+    """The whole system at a glance."""
+
+    timestamp: Time
+    data: SystemFigures
+
+
 class UserBalance(Answer):
     """One customer's account."""
 
@@ -125,6 +223,41 @@ class Service(Answer):
     priority: int = Field(description="Lower is tried first.", examples=[100])
     active: bool
     created_at: Time
+
+
+class ServiceTest(Answer):
+    """What a real call of the provider has shown."""
+
+    ok: bool
+    status: int | None = Field(description="The provider's HTTP status; null: no answer.", examples=[200])
+    latency_ms: Count = Field(examples=[212])
+    problem: (
+        Literal[
+            "unknown_provider",
+            "address",
+            "key_missing",
+            "key_unreadable",
+            "dns",
+            "connect",
+            "tls",
+            "timeout",
+            "redirected",
+            "unauthorized",
+            "no_credit",
+            "rate_limited",
+            "model_not_found",
+            "refused",
+            "provider_failed",
+            "not_compatible",
+            "no_models",
+        ]
+        | None
+    ) = Field(description="Null: none.", examples=[None])
+    message: str | None = Field(description="How to mend it.", examples=[None])
+    provider_said: str | None = Field(description="A line of the provider's own, redacted.", examples=[None])
+    models_missing: list[str] | None = Field(
+        description="Enabled models that the provider does not list; null where it lists none.", examples=[[]]
+    )
 
 
 class ServiceList(Page[Service]):

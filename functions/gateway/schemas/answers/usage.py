@@ -135,6 +135,21 @@ class LimitWindows(Answer):
     spend_usd_per_month: Usd = "0"
 
 
+class CrossedLimit(Answer):
+    """A soft mark that was crossed, once for each window."""
+
+    subject: Literal["key", "customer", "service"]
+    id: Id = Field(description="The subject's.")
+    name: str | None = Field(description="A key's prefix or a service's name.", examples=["sk_AlwVbh…"])
+    customer_id: Id | None
+    model: str | None = Field(description="Null: over all models.")
+    limit: str = Field(examples=["tokens_per_day"])
+    window_start: Time
+    mark: Usd | Count = Field(examples=[80000])
+    used: Usd | Count = Field(examples=[80412])
+    crossed_at: Time
+
+
 class Monitor(Success):
     """What the caller has used, and its limits."""
 
@@ -145,6 +160,9 @@ class Monitor(Success):
     balance_usd: Usd
     usage_metrics: UsageMetrics
     rate_limits: LimitWindows
+    soft_limits_crossed: list[CrossedLimit] = Field(
+        description="By what was really used, the newest twenty.", examples=[[]]
+    )
 
 
 class CurrentUsage(Answer):
