@@ -78,7 +78,10 @@ _EXPOSED_HEADERS = ", ".join(
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One route of the contract: what serves it, and what its documentation says of it."""
+    """One route of the contract: what serves it, and what tells it from others.
+
+    Its answer, parameters and errors are documented in gateway.openapi, which no request imports.
+    """
 
     method: str
     path: str
@@ -88,7 +91,6 @@ class Operation:
     scope: str | None = None
     """The key's scope that it takes; None where no key is needed."""
     request_model: type[BaseModel] | None = None
-    response_model: type[BaseModel] | None = None
     status: int = 200
     streams: bool = False
     """Whether the response may be server-sent events."""

@@ -83,7 +83,14 @@ def _within(least: Decimal | int, most: Decimal | int, places: int = PLACES) -> 
 
 
 _AS_NUMBER = WithJsonSchema({"type": "number"})
-_AS_DECIMAL = WithJsonSchema({"anyOf": [{"type": "string", "format": "decimal"}, {"type": "number"}]})
+_AS_DECIMAL = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string", "format": "decimal", "pattern": f"^{_PLAIN_DECIMAL.pattern}$"},
+            {"type": "number"},
+        ]
+    }
+)
 
 Usd = Annotated[Decimal, BeforeValidator(_decimal), _within(0, MAX_USD), _AS_DECIMAL]
 """An amount in USD: decimal text or a number, at most ten decimals, not negative."""
