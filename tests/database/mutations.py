@@ -72,10 +72,49 @@ SETTLE = "functions/settle_request.sql"
 EXPIRE = "functions/expire_holds.sql"
 COUNT = "functions/correct_counters.sql"
 MONEY = "functions/money.sql"
+ROTATE = "functions/rotate_key.sql"
+CREATE_KEY = "functions/create_key.sql"
+BOUNDS = "functions/key_bounds.sql"
 CROSS = "functions/record_crossings.sql"
 DELIVER = "functions/deliver_events.sql"
 
 FAULTS = (
+    # keys
+    Fault(
+        "a replaced secret is admitted for ever",
+        ADMIT,
+        "where r.secret_hash = decode(p_key_hash, 'hex') and r.expires_at > v_at;",
+        "where r.secret_hash = decode(p_key_hash, 'hex');",
+        ("test_keys",),
+    ),
+    Fault(
+        "a rotation without grace leaves the older secrets",
+        ROTATE,
+        "delete from gateway.retired_secrets where key_id = v_key.id;",
+        "null;",
+        ("test_keys",),
+    ),
+    Fault(
+        "what a key does is not counted under its maker's limits",
+        ADMIT,
+        "if cardinality(p_maker_key_ids) > 0 then",
+        "if cardinality(p_maker_key_ids) > 1 then",
+        ("test_keys",),
+    ),
+    Fault(
+        "a key that was revoked a moment ago makes another",
+        CREATE_KEY,
+        "elsif gateway.is_stopped(v_maker) then",
+        "elsif v_maker.id is null then",
+        ("test_keys",),
+    ),
+    Fault(
+        "two keys lock each other in any order",
+        BOUNDS,
+        "where id = any (p_key_ids) order by id for update",
+        "where id = any (p_key_ids) order by array_position(p_key_ids, id) for update",
+        ("test_keys",),
+    ),
     # the hold
     Fault(
         "the hold is not compared with the free balance",

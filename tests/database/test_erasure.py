@@ -162,8 +162,14 @@ def test_nothing_is_paid_in_but_what_is_left_is_paid_out(engine: Engine) -> None
     assert engine.call("update_customer", p_id=customer.id, p_changes={"active": True}) == {
         "error": "erased_customer"
     }
+    key = {"p_name": "key", "p_prefix": "sk_test", "p_secret_hash": digest("new")}
+    assert engine.call("create_key", p_customer_id=customer.id, **key) == {"error": "erased_customer"}
     with pytest.raises(psycopg.errors.RestrictViolation):
-        engine.key(customer.id)
+        engine.run(
+            "insert into gateway.api_keys (customer_id, name, prefix, secret_hash)"
+            " values (%s, 'key', 'sk_test', sha256('new'))",
+            customer.id,
+        )
     assert engine.call("set_key_state", p_key_id=customer.key_id, p_customer_id=None, p_state="active") == {
         "error": "revoked_key"
     }

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
@@ -685,3 +688,10 @@ async def test_projects_key_goes_to_its_own_server_alone(auth_server: AuthServer
     await own.verify(auth_server.token())
     # Nor is it sent where it is not asked for.
     assert auth_server.api_keys == [None, None, "sb_secret_of_the_project", None]
+
+
+@pytest.mark.parametrize("function", ["chat", "keys"])
+def test_library_of_tokens_is_loaded_when_one_comes_and_not_before(function: str) -> None:
+    code = f"import sys, {function}.handler, gateway.auth_tokens; assert 'jwt' not in sys.modules"
+    functions = Path(auth_tokens.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], cwd=functions, check=True, timeout=60)

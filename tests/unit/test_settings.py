@@ -138,3 +138,50 @@ def test_settings_cannot_be_changed() -> None:
 def test_the_version_is_the_projects() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert gateway.__version__ == project["version"]
+
+
+def test_the_projects_tokens_are_taken_unless_another_issuer_is_named() -> None:
+    settings = Settings.from_environment(ENVIRON)
+    assert settings.auth_issuer == "https://abc.supabase.co/auth/v1"
+    assert settings.auth_jwks_url == "https://abc.supabase.co/auth/v1/.well-known/jwks.json"
+    assert settings.auth_jwt_secret is None
+    own_domain = Settings.from_environment(
+        ENVIRON | {"SLUICE_AUTH_ISSUER": "https://auth.example.com/auth/v1"}
+    )
+    assert own_domain.auth_issuer == "https://auth.example.com/auth/v1"
+    assert own_domain.auth_jwks_url == "https://auth.example.com/auth/v1/.well-known/jwks.json"
+    apart = Settings.from_environment(
+        ENVIRON
+        | {
+            "SLUICE_AUTH_ISSUER": "https://a.example/auth/v1",
+            "SLUICE_AUTH_JWKS_URL": "https://b.example/keys.json",
+            "SLUICE_AUTH_JWT_SECRET": "s" * 32,
+        }
+    )
+    assert apart.auth_jwks_url == "https://b.example/keys.json"
+    assert apart.auth_jwt_secret is not None
+    assert "sss" not in repr(apart)
+
+
+def test_without_a_project_no_token_is_taken() -> None:
+    environ = {"SLUICE_REST_URL": "http://127.0.0.1:3000", "SUPABASE_KEY": "key"}
+    settings = Settings.from_environment(environ)
+    assert (settings.auth_issuer, settings.auth_jwks_url, settings.auth_jwt_secret) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SLUICE_AUTH_ISSUER", "http://auth.example.com/auth/v1"),
+        ("SLUICE_AUTH_ISSUER", "auth.example.com"),
+        ("SLUICE_AUTH_JWKS_URL", "http://auth.example.com/keys.json"),
+        ("SLUICE_AUTH_JWKS_URL", "https://user:pass@auth.example.com/keys.json"),
+        ("SLUICE_AUTH_JWKS_URL", "file:///etc/keys.json"),
+        ("SLUICE_AUTH_JWT_SECRET", "s" * 31),
+    ],
+)
+def test_bad_setting_of_tokens_is_named_and_not_shown(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_environment(ENVIRON | {variable: value})
+    assert variable in str(refused.value)
+    assert value not in str(refused.value)
