@@ -7,16 +7,15 @@ read here without asking who sent them, since self-hosted servers of unknown mak
 from __future__ import annotations
 
 import math
-import re
-import time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from gateway import json_text
+from gateway.providers.failures import provider_error, retry_after, short, term, unreadable
+from gateway.providers.headers import request_headers
 from gateway.providers.sse import EventTooLargeError, ServerSentEvent, SSEDecoder
 from gateway.providers.wire import (
     Answer,
-    AuthStyle,
     ChatWire,
     Chunk,
     Fault,
@@ -27,7 +26,6 @@ from gateway.providers.wire import (
     StreamFailed,
     UpstreamRequest,
 )
-from gateway.redaction import REDACTED, redact
 from gateway.schemas.usage import TokenUsage
 
 if TYPE_CHECKING:
@@ -37,9 +35,6 @@ MAX_PLAUSIBLE_TOKENS = 100_000_000
 """A count above this is no count: no model has a context a tenth as long."""
 
 _BOUND_FIELDS = ("max_tokens", "max_completion_tokens")
-_MAX_MESSAGE_CHARS = 600
-_MAX_RETRY_AFTER_SECONDS = 3600.0
-_TERM = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 _USAGE_NULL_AT_END = ',"usage":null}'
 
 
@@ -76,7 +71,7 @@ class OpenAICompatibleWire:
         return UpstreamRequest(
             method="POST",
             url=f"{call.base_url.rstrip('/')}/chat/completions",
-            headers=_headers(call),
+            headers=request_headers(call),
             content=json_text.dump(body),
         )
 
@@ -85,9 +80,9 @@ class OpenAICompatibleWire:
         try:
             body = json_text.parse_provider(content)
         except ValueError as error:
-            raise _unreadable(call, f"not JSON: {error}") from None
+            raise unreadable(call, f"not JSON: {error}") from None
         if not isinstance(body, dict):
-            raise _unreadable(call, f"a JSON {type(body).__name__} where an object belongs")
+            raise unreadable(call, f"a JSON {type(body).__name__} where an object belongs")
         choices = body.get("choices")
         if body.get("error") and not choices:
             # OpenRouter answers 200 and puts the error into the body when the model fails.
@@ -97,13 +92,13 @@ class OpenAICompatibleWire:
             or not all(isinstance(choice, dict) for choice in choices)
             or not choices
         ):
-            raise _unreadable(call, "an answer without choices")
+            raise unreadable(call, "an answer without choices")
         generated = tuple("".join(_texts(choice.get("message"))) for choice in choices)
         reported = body.get("usage")
         usage = read_usage(reported, reasoning_apart=call.provider.reasoning_apart)
         return Answer(
             body=body,
-            usage=_credible(usage, generated),
+            usage=credible(usage, generated),
             finish_reasons=tuple(
                 choice["finish_reason"] for choice in choices if isinstance(choice.get("finish_reason"), str)
             ),
@@ -118,10 +113,28 @@ class OpenAICompatibleWire:
             body = json_text.parse_provider(content)
         except ValueError:
             body = None
-        return _error(call, status, body, retry_after=_retry_after(headers), excerpt=content)
+        return _error(call, status, body, seconds=retry_after(headers), excerpt=content)
 
     def open_stream(self, call: ProviderCall) -> OpenAIStream:
         return OpenAIStream(call)
+
+    def build_list_request(self, call: ProviderCall) -> UpstreamRequest:
+        """Return GET /models. Raises ProviderError (operator) where the key is missing or unusable."""
+        headers = {name: value for name, value in request_headers(call).items() if name != "content-type"}
+        return UpstreamRequest(
+            method="GET", url=f"{call.base_url.rstrip('/')}/models", headers=headers, content=b""
+        )
+
+    def parse_list(self, content: bytes) -> frozenset[str] | None:
+        """Return the ids. Together AI sends the list itself, without an object around it."""
+        try:
+            body = json_text.parse_provider(content)
+        except ValueError:
+            return None
+        entries = body.get("data") if isinstance(body, dict) else body
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            return None
+        return frozenset(entry["id"] for entry in entries if isinstance(entry.get("id"), str))
 
 
 class OpenAIStream:
@@ -147,7 +160,7 @@ class OpenAIStream:
 
     @property
     def usage(self) -> TokenUsage | None:
-        return _credible(self._usage, self.generated)
+        return credible(self._usage, self.generated)
 
     @property
     def reported_cost_usd(self) -> Decimal | None:
@@ -176,7 +189,7 @@ class OpenAIStream:
         try:
             events = self._decoder.feed(data)
         except EventTooLargeError as error:
-            return [self._fail(_unreadable(self._call, str(error)))]
+            return [self._fail(unreadable(self._call, str(error)))]
         return self._take_all(events)
 
     def close(self) -> list[StreamEvent]:
@@ -185,7 +198,7 @@ class OpenAIStream:
         try:
             pending = self._decoder.close()
         except EventTooLargeError as error:
-            return [self._fail(_unreadable(self._call, str(error)))]
+            return [self._fail(unreadable(self._call, str(error)))]
         if pending and pending[-1].data.strip() != "[DONE]":
             # The last event lacks its blank line: whole if it is JSON, else what a cut has left.
             try:
@@ -220,9 +233,9 @@ class OpenAIStream:
         try:
             chunk = json_text.parse_provider(text)
         except ValueError as error:
-            return self._fail(_unreadable(self._call, f"a chunk that is not JSON: {error}"))
+            return self._fail(unreadable(self._call, f"a chunk that is not JSON: {error}"))
         if not isinstance(chunk, dict):
-            return self._fail(_unreadable(self._call, f"a chunk that is a JSON {type(chunk).__name__}"))
+            return self._fail(unreadable(self._call, f"a chunk that is a JSON {type(chunk).__name__}"))
         return self._take_chunk(chunk, text, is_error=event.event == "error")
 
     def _take_chunk(self, chunk: dict[str, Any], text: str, *, is_error: bool) -> StreamEvent | None:
@@ -299,41 +312,41 @@ def read_usage(reported: Any, *, reasoning_apart: bool = False) -> TokenUsage | 
     """
     if not isinstance(reported, dict):
         return None
-    total = _count(reported.get("total_tokens"))
-    cache_hits = _count(reported.get("prompt_cache_hit_tokens"))
-    cache_misses = _count(reported.get("prompt_cache_miss_tokens"))
-    prompt = _count(reported.get("prompt_tokens"))
+    total = token_count(reported.get("total_tokens"))
+    cache_hits = token_count(reported.get("prompt_cache_hit_tokens"))
+    cache_misses = token_count(reported.get("prompt_cache_miss_tokens"))
+    prompt = token_count(reported.get("prompt_tokens"))
     if prompt is None and cache_hits is not None and cache_misses is not None:
         prompt = cache_hits + cache_misses
     if not prompt:
         return None
-    completion = _count(reported.get("completion_tokens"))
+    completion = token_count(reported.get("completion_tokens"))
     if completion is None:
         if total is None or total < prompt:
             return None
         completion = total - prompt
 
     sent = _details(reported, "prompt_tokens_details")
-    cached = _count(sent.get("cached_tokens"))
+    cached = token_count(sent.get("cached_tokens"))
     parts: list[int | None] = []
     rest = prompt
     for told in (
         cache_hits if cached is None else cached,
-        _count(sent.get("cache_write_tokens")),
-        _count(sent.get("audio_tokens")),
-        _count(sent.get("image_tokens")),
+        token_count(sent.get("cache_write_tokens")),
+        token_count(sent.get("audio_tokens")),
+        token_count(sent.get("image_tokens")),
     ):
         part = None if told is None else min(told, rest)
         rest -= part or 0
         parts.append(part)
 
     made = _details(reported, "completion_tokens_details")
-    reasoning = _count(made.get("reasoning_tokens"))
+    reasoning = token_count(made.get("reasoning_tokens"))
     if reasoning:
         inside, outside = prompt + completion, prompt + completion + reasoning
         if total == outside or (reasoning_apart and total != inside):
             completion += reasoning
-    audio = _count(made.get("audio_tokens"))
+    audio = token_count(made.get("audio_tokens"))
     audio = None if audio is None else min(audio, completion)
     output = completion - (audio or 0)
     return TokenUsage(
@@ -378,7 +391,8 @@ def read_cost(reported: Any) -> Decimal | None:
     return Decimal(str(cost))
 
 
-def _count(value: Any) -> int | None:
+def token_count(value: Any) -> int | None:
+    """Return a count of tokens; None where it is none, or is beyond MAX_PLAUSIBLE_TOKENS."""
     if isinstance(value, float) and value.is_integer():
         # Servers written in JavaScript or Lua may write 12 as 12.0.
         value = int(value)
@@ -392,8 +406,8 @@ def _details(reported: dict[str, Any], name: str) -> dict[str, Any]:
     return details if isinstance(details, dict) else {}
 
 
-def _credible(usage: TokenUsage | None, generated: tuple[str, ...]) -> TokenUsage | None:
-    # A provider that says it made nothing, while text has arrived, has not told what it made.
+def credible(usage: TokenUsage | None, generated: tuple[str, ...]) -> TokenUsage | None:
+    """Return the usage, or None: who says that nothing was made while text arrived has not told what was."""
     if usage is not None and usage.total_output == 0 and any(generated):
         return None
     return usage
@@ -434,54 +448,6 @@ def _content_texts(content: Any) -> Iterator[str]:
                 yield from _content_texts(part.get("thinking"))
 
 
-def _headers(call: ProviderCall) -> dict[str, str]:
-    provider = call.provider
-    headers = {
-        "content-type": "application/json",
-        "accept": "text/event-stream" if call.stream else "application/json",
-        **provider.extra_headers,
-    }
-    if call.stream:
-        # A compressed stream reaches us when the compressor's block is full, not when the token is there.
-        headers["accept-encoding"] = "identity"
-    for name, setting in provider.attribution.items():
-        value = call.site_url if setting == "site_url" else call.site_name
-        if value:
-            headers[name] = value
-    key = (call.key or "").strip()
-    if not key:
-        if provider.key_needed:
-            raise _operator_fault(call, "no provider key is set")
-        return headers
-    if not key.isascii() or not key.isprintable():
-        # An HTTP client would name the header's value in its error.
-        raise _operator_fault(call, "the provider key holds characters that no header may")
-    if provider.auth is AuthStyle.BEARER:
-        headers["authorization"] = f"Bearer {key}"
-    else:
-        headers[provider.auth.value] = key
-    return headers
-
-
-def _unreadable(call: ProviderCall, detail: str) -> ProviderError:
-    return ProviderError(
-        call.provider.name,
-        Fault.PROTOCOL,
-        f"{call.provider.subject} sent an answer that could not be read.",
-        detail=_scrub(call, detail),
-    )
-
-
-def _operator_fault(call: ProviderCall, detail: str, status: int | None = None) -> ProviderError:
-    return ProviderError(
-        call.provider.name,
-        Fault.OPERATOR,
-        f"The gateway's connection to {call.provider.title} is not in order. Its operator has to see to it.",
-        status=status,
-        detail=detail,
-    )
-
-
 def _error_in_body(call: ProviderCall, body: dict[str, Any]) -> ProviderError:
     """Read an error that came with status 200; OpenRouter's `code` is the status that it would have had."""
     error = body.get("error")
@@ -489,40 +455,25 @@ def _error_in_body(call: ProviderCall, body: dict[str, Any]) -> ProviderError:
     if isinstance(code, str) and code.isdecimal():
         code = int(code[:3])
     status = code if isinstance(code, int) and not isinstance(code, bool) and 400 <= code <= 599 else 502  # noqa: PLR2004
-    return _error(call, status, body, retry_after=None, excerpt=json_text.dump(body))
+    return _error(call, status, body, seconds=None, excerpt=json_text.dump(body))
 
 
 def _error(
-    call: ProviderCall, status: int, body: Any, *, retry_after: float | None, excerpt: bytes
+    call: ProviderCall, status: int, body: Any, *, seconds: float | None, excerpt: bytes
 ) -> ProviderError:
-    said = _scrub(call, _said(body))
     error = body.get("error") if isinstance(body, dict) else None
     error = error if isinstance(error, dict) else {}
-    fault = _fault(status, body, error)
-    subject = call.provider.subject
-    if fault is Fault.OPERATOR:
-        words = said or _scrub(call, excerpt[:2000].decode("utf-8", "replace"))
-        return _operator_fault(call, f"status {status}: {words}", status)
-    # What a provider says of anything but our connection may quote the prompt: the log gets its terms alone.
-    terms = filter(None, (_term(error.get("type")), _term(error.get("code"))))
-    detail = ", ".join([f"status {status}", *terms])
-    if fault is Fault.CLIENT:
-        message = f"{subject} refused the request: {said or f'status {status}'}"
-    elif status in {408, 504}:
-        message = f"{subject} took too long."
-    elif status == 429:  # noqa: PLR2004
-        message = f"{subject} is limiting the gateway's requests. Try again later."
-    else:
-        message = f"{subject} failed (status {status})."
-    return ProviderError(
-        call.provider.name,
-        fault,
-        message,
-        status=status,
-        code=_term(error.get("code")) if fault is Fault.CLIENT else None,
-        param=_short(error.get("param")) if fault is Fault.CLIENT else None,
-        retry_after=retry_after,
-        detail=detail,
+    code = term(error.get("code"))
+    return provider_error(
+        call,
+        status,
+        _fault(status, body, error),
+        said=_said(body),
+        terms=(term(error.get("type")), code),
+        code=code,
+        param=short(error.get("param")),
+        retry_after=seconds,
+        excerpt=excerpt,
     )
 
 
@@ -555,44 +506,6 @@ def _said(body: Any) -> str:
             for entry in entries
         )
     return body if isinstance(body, str) else ""
-
-
-def _scrub(call: ProviderCall, text: str) -> str:
-    """Return a provider's text without our key, our address there, or anything like a secret."""
-    for secret in ((call.key or "").strip(), call.base_url.rstrip("/")):
-        if secret:
-            text = text.replace(secret, REDACTED)
-    text = "".join(char if char.isprintable() else " " for char in redact(text))
-    return text if len(text) <= _MAX_MESSAGE_CHARS else f"{text[:_MAX_MESSAGE_CHARS]}…"
-
-
-def _term(value: Any) -> str | None:
-    """Return a name that programs go by; None for anything else, such as a sentence."""
-    return redact(value) if isinstance(value, str) and _TERM.fullmatch(value) else None
-
-
-def _short(value: Any) -> str | None:
-    return redact(value)[:128] if isinstance(value, str) and value else None
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds to wait, within an hour; a date is taken against this machine's clock."""
-    lowered = {name.lower(): value for name, value in headers.items()}
-    try:
-        if "retry-after-ms" in lowered:
-            seconds = float(lowered["retry-after-ms"]) / 1000
-        else:
-            seconds = float(lowered["retry-after"])
-    except KeyError:
-        return None
-    except ValueError:
-        from email.utils import parsedate_to_datetime  # noqa: PLC0415 - 5 ms that no start should pay
-
-        try:
-            seconds = parsedate_to_datetime(lowered.get("retry-after", "")).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
-    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else None
 
 
 OPENAI_COMPATIBLE: ChatWire = OpenAICompatibleWire()
