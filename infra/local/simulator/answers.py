@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import functools
+import hashlib
 import json
 import os
+import struct
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +62,8 @@ class Question:
     parallel_tool_calls: bool = True
     wants_json: bool = False
     json_schema: dict[str, Any] | None = None
+    given: tuple[dict[str, Any], ...] = ()
+    """Every piece of the conversation in order, the same for every wire, as `given_text` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,78 @@ class Choice:
     output_tokens: int
     reasoning_tokens: int
     is_cut: bool
+    is_filtered: bool = False
+
+
+def given_text(role: str, text: str, *, tool: str | None = None) -> dict[str, Any]:
+    """Return the piece for a text; `role` is OpenAI's. `tool` is the function whose result it is."""
+    return {"role": role, "text": text} if tool is None else {"role": role, "tool": tool, "text": text}
+
+
+def given_media(
+    role: str, kind: str, *, data: str | None = None, url: str = "", tool: str | None = None
+) -> dict[str, Any]:
+    """Return the piece for an image, audio, video or file: its address, or the digest of its base64 `data`.
+
+    Raises ValueError where `data` is no base64.
+    """
+    piece = {"role": role, kind: url if data is None else digest(data)}
+    return piece if tool is None else {**piece, "tool": tool}
+
+
+def given_call(name: str, arguments: Any) -> dict[str, Any]:
+    """Return the piece for a tool call that the model made earlier; arguments in JSON are read."""
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            return {"role": "assistant", "call": name, "arguments": arguments}
+    return {"role": "assistant", "call": name, "arguments": arguments}
+
+
+def media_kind(media_type: str) -> str:
+    """Return what a media type is an example of: image, audio, video or file."""
+    kind = media_type.partition("/")[0]
+    return kind if kind in {"image", "audio", "video"} else "file"
+
+
+def digest(data: str) -> str:
+    """Return a short name of the bytes that `data` is the base64 of. Raises ValueError where it is none."""
+    try:
+        raw = base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise ValueError(str(error)) from None
+    return f"sha256:{hashlib.sha256(raw).hexdigest()[:16]}"
+
+
+def data_url(url: str) -> tuple[str, str] | None:
+    """Split `data:<type>;base64,<data>`; None for any other address."""
+    head, comma, data = url.partition(",")
+    if not comma or not head.startswith("data:") or not head.endswith(";base64"):
+        return None
+    return head.removeprefix("data:").removesuffix(";base64"), data
+
+
+def picture(text: str, side: int = 8) -> bytes:
+    """Return a PNG of one colour, made from `text`: the same text always gives the same bytes."""
+    colour = hashlib.sha256(text.encode()).digest()[:3]
+    rows = b"".join(b"\0" + colour * side for _ in range(side))
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows, 9))
+        + chunk(b"IEND", b"")
+    )
+
+
+def signature(text: str) -> str:
+    """Return the signature, in base64, that the simulator puts under what a model has thought."""
+    return base64.b64encode(hashlib.sha256(b"simulator" + text.encode()).digest()).decode()
 
 
 def answer(question: Question, behaviour: Behaviour) -> tuple[Choice, ...]:
@@ -88,10 +167,12 @@ def _choice(question: Question, behaviour: Behaviour, index: int) -> Choice:
     bound = question.bound if behaviour.keeps_bound else None
     thought = _repeated(_THOUGHT, behaviour.reasoning_tokens)[:bound]
     left = None if bound is None else bound - len(thought)
-    if question.tools:
+    if question.tools and not behaviour.takes_inventory:
         return _call_tools(question, behaviour, thought, left)
     tokens = _content(question, behaviour, index)
     shown = tokens[:left]
+    if behaviour.is_filtered:
+        shown = shown[: (len(shown) + 1) // 2]
     return Choice(
         reasoning=tuple(_pieces(thought)),
         content=tuple(_pieces(shown)),
@@ -99,12 +180,15 @@ def _choice(question: Question, behaviour: Behaviour, index: int) -> Choice:
         output_tokens=len(thought) + len(shown),
         reasoning_tokens=len(thought),
         is_cut=len(shown) < len(tokens) or len(thought) < behaviour.reasoning_tokens,
+        is_filtered=behaviour.is_filtered,
     )
 
 
 def _content(question: Question, behaviour: Behaviour, index: int) -> list[int]:
     if behaviour.long_tokens is not None:
         return _repeated(_FILLER, behaviour.long_tokens)
+    if behaviour.takes_inventory:
+        return encoding().encode_ordinary(json.dumps(question.given, ensure_ascii=False))
     if question.wants_json:
         schema = question.json_schema
         value = {"answer": question.text} if schema is None else example(schema)

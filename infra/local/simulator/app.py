@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from infra.local.simulator import openai_wire
 from infra.local.simulator.calls import CallLog
+from infra.local.simulator.endpoint import Endpoint, Refusal
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -22,7 +23,7 @@ def create_simulator(*, key: str | None = None, log: CallLog | None = None) -> S
     async def list_models(request: Request) -> Response:
         try:
             openai_wire.check_key(dict(request.headers), key)
-        except openai_wire.Refusal as refusal:
+        except Refusal as refusal:
             return JSONResponse(refusal.body, refusal.status)
         return JSONResponse(openai_wire.model_list())
 
@@ -35,7 +36,9 @@ def create_simulator(*, key: str | None = None, log: CallLog | None = None) -> S
 
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", openai_wire.ChatCompletions(calls, key), methods=["POST"]),
+            Route(
+                "/v1/chat/completions", Endpoint(openai_wire.ChatCompletions(), calls, key), methods=["POST"]
+            ),
             Route("/v1/models", list_models, methods=["GET"]),
             Route("/sim/calls", read_calls, methods=["GET"]),
             Route("/sim/calls", forget_calls, methods=["DELETE"]),

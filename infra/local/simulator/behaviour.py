@@ -20,7 +20,14 @@ A name is one or more parts joined by `+`; a part is a behaviour with an optiona
 | `error-in-stream` | an error inside a 200: after so many chunks of a stream, or as the body | 2 |
 | `reasoning` | thinks first | reasoning tokens, 24 |
 | `cached` | found a part of the prompt in its cache | cached tokens, half of the prompt |
+| `cache-write` | put a part of the prompt into its cache | tokens written, half of the prompt |
 | `tools-parallel` | calls every tool at once | |
+| `inventory` | answers with a JSON list of all that it was given, in order | |
+| `image` | answers with an image, where the wire's chat can | |
+| `redacted` | thinks, and hands out what it thought only encrypted, where the wire does so | |
+| `filtered` | is stopped by its provider's filter after half of the answer | |
+| `blocked` | has its prompt refused by the provider's filter | |
+| `too-long` | refuses the prompt as longer than the context | |
 | `status` | refuses with that HTTP status | the status, 500 |
 """
 
@@ -49,12 +56,31 @@ class Behaviour:
     reasoning_tokens: int = 0
     has_cache: bool = False
     cached_tokens: int | None = None
+    writes_cache: bool = False
+    cache_write_tokens: int | None = None
     tells_usage: bool = True
     usage_on_each_chunk: bool = False
     usage_on_last_choice: bool = False
     keeps_bound: bool = True
     malformed: bool = False
     calls_every_tool: bool = False
+    takes_inventory: bool = False
+    makes_image: bool = False
+    redacts_thoughts: bool = False
+    is_filtered: bool = False
+    is_blocked: bool = False
+    is_too_long: bool = False
+
+    def cached_of(self, prompt_tokens: int) -> int:
+        """How many of a prompt's tokens were found in the cache."""
+        asked = prompt_tokens // 2 if self.cached_tokens is None else self.cached_tokens
+        return min(asked, prompt_tokens) if self.has_cache else 0
+
+    def cache_written_of(self, prompt_tokens: int) -> int:
+        """How many of a prompt's tokens were put into the cache; never those that were found there."""
+        left = prompt_tokens - self.cached_of(prompt_tokens)
+        asked = left // 2 if self.cache_write_tokens is None else self.cache_write_tokens
+        return min(asked, left) if self.writes_cache else 0
 
 
 NAMES = (
@@ -73,7 +99,14 @@ NAMES = (
     "error-in-stream",
     "reasoning",
     "cached",
+    "cache-write",
     "tools-parallel",
+    "inventory",
+    "image",
+    "redacted",
+    "filtered",
+    "blocked",
+    "too-long",
     "status",
 )
 
@@ -125,8 +158,24 @@ def _with_part(behaviour: Behaviour, part: str) -> Behaviour | None:  # noqa: C9
             return replace(behaviour, reasoning_tokens=24 if number is None else number)
         case "cached", _:
             return replace(behaviour, has_cache=True, cached_tokens=number)
+        case "cache-write", _:
+            return replace(behaviour, writes_cache=True, cache_write_tokens=number)
         case "tools-parallel", None:
             return replace(behaviour, calls_every_tool=True)
+        case "inventory", None:
+            return replace(behaviour, takes_inventory=True)
+        case "image", None:
+            return replace(behaviour, makes_image=True)
+        case "redacted", None:
+            return replace(
+                behaviour, redacts_thoughts=True, reasoning_tokens=behaviour.reasoning_tokens or 24
+            )
+        case "filtered", None:
+            return replace(behaviour, is_filtered=True)
+        case "blocked", None:
+            return replace(behaviour, is_blocked=True)
+        case "too-long", None:
+            return replace(behaviour, is_too_long=True)
         case "status", _ if number is None or number in _REFUSALS:
             return replace(behaviour, status=500 if number is None else number)
         case _:

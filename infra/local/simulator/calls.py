@@ -15,7 +15,7 @@ CALLS_KEPT = 256
 
 @dataclass(slots=True)
 class Call:
-    """One request for a model. `body` and `headers` are as they came; `chunks_sent` counts SSE events."""
+    """One request for a model, as it came; `chunks_sent` counts server-sent events."""
 
     number: int
     wire: str
@@ -23,6 +23,7 @@ class Call:
     headers: dict[str, str]
     body: dict[str, Any]
     streamed: bool
+    url: str = ""
     status: int | None = None
     chunks_sent: int = 0
     finished: bool = False
@@ -39,11 +40,20 @@ class CallLog:
         self._counts: collections.Counter[str] = collections.Counter()
         self._calls: collections.deque[Call] = collections.deque(maxlen=kept)
 
-    def begin(self, wire: str, model: str, headers: dict[str, str], body: dict[str, Any]) -> Call:
+    def begin(
+        self,
+        wire: str,
+        model: str,
+        headers: dict[str, str],
+        body: dict[str, Any],
+        *,
+        url: str,
+        streamed: bool,
+    ) -> Call:
         with self._changed:
             self._counts[model] += 1
             number = self._counts.total()
-            call = Call(number, wire, model, headers, body, streamed=body.get("stream") is True)
+            call = Call(number, wire, model, headers, body, streamed=streamed, url=url)
             self._calls.append(call)
             self._changed.notify_all()
         return call

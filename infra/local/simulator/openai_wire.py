@@ -6,21 +6,32 @@ answer). Its count of tools and media is not published: tools count as their JSO
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from infra.local.simulator.answers import Choice, Question, Tool, answer, count_tokens
-from infra.local.simulator.behaviour import NAMES, Behaviour, parse_behaviour
-from infra.local.simulator.transport import Transport
+from infra.local.simulator.answers import (
+    Choice,
+    Question,
+    Tool,
+    answer,
+    count_tokens,
+    data_url,
+    given_call,
+    given_media,
+    given_text,
+    media_kind,
+)
+from infra.local.simulator.behaviour import NAMES
+from infra.local.simulator.endpoint import Refusal, event, interrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from starlette.types import Receive, Scope, Send
-
-    from infra.local.simulator.calls import CallLog
+    from infra.local.simulator.behaviour import Behaviour
+    from infra.local.simulator.endpoint import Asked
 
 WIRE = "openai"
 _CREATED = 1_735_689_600  # of every model in the list
@@ -36,34 +47,26 @@ _ERROR_TYPES = {
     422: "invalid_request_error",
     429: "rate_limit_exceeded",
 }
-_BAD_REQUEST, _UNAUTHORIZED, _NOT_FOUND, _TOO_MANY = 400, 401, 404, 429
+_BAD_REQUEST, _UNAUTHORIZED, _NOT_FOUND = 400, 401, 404
 _MOST_CHOICES = 128
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, not a fault
-    """An HTTP error of the provider, in OpenAI's shape."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        code: str | None = None,
-        param: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = headers or {}
-        kind = _ERROR_TYPES.get(status, "server_error")
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+def refuse(status: int, message: str, *, code: str | None = None, param: str | None = None) -> Refusal:
+    """Return an HTTP error in OpenAI's shape."""
+    kind = _ERROR_TYPES.get(status, "server_error")
+    return Refusal(status, {"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
-def check_key(headers: dict[str, str], key: str | None) -> None:
+def bearer_key(headers: Mapping[str, str]) -> str:
+    """Return the key where OpenAI takes it."""
+    return headers.get("authorization", "").removeprefix("Bearer ")
+
+
+def check_key(headers: Mapping[str, str], key: str | None) -> None:
     """Refuse a wrong bearer key, where one is configured."""
-    given = headers.get("authorization", "").removeprefix("Bearer ")
+    given = bearer_key(headers)
     if key is not None and given != key:
-        raise Refusal(_UNAUTHORIZED, f"Incorrect API key provided: {given}.", code="invalid_api_key")
+        raise refuse(_UNAUTHORIZED, f"Incorrect API key provided: {given}.", code="invalid_api_key")
 
 
 def model_list() -> dict[str, Any]:
@@ -78,7 +81,7 @@ def model_list() -> dict[str, Any]:
 
 def _require(condition: bool, message: str, param: str) -> None:
     if not condition:
-        raise Refusal(_BAD_REQUEST, message, param=param)
+        raise refuse(_BAD_REQUEST, message, param=param)
 
 
 def _bound(body: dict[str, Any]) -> int | None:
@@ -104,6 +107,52 @@ def _text(content: Any) -> str:
     return "".join(
         part.get("text", "") for part in parts if isinstance(part, dict) and part.get("type") == "text"
     )
+
+
+def _given(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield every piece of a conversation; what is not known here is there whole, as `unknown`."""
+    functions: dict[str, str] = {}
+    for message in messages:
+        role = "system" if message["role"] == "developer" else message["role"]
+        tool = functions.get(message.get("tool_call_id", ""), "") if role == "tool" else None
+        content = message.get("content")
+        if isinstance(content, str):
+            yield given_text(role, content, tool=tool)
+        for part in content if isinstance(content, list) else []:
+            yield _given_part(role, part, tool)
+        if isinstance(message.get("refusal"), str):
+            yield given_text(role, message["refusal"])
+        for call in message.get("tool_calls") or []:
+            function = call.get("function") or {}
+            functions[call.get("id", "")] = function.get("name", "")
+            yield given_call(function.get("name", ""), function.get("arguments", ""))
+
+
+def _given_part(role: str, part: dict[str, Any], tool: str | None) -> dict[str, Any]:
+    kind = part.get("type")
+    value = part.get(kind) if isinstance(kind, str) else None
+    if kind in {"text", "refusal"} and isinstance(value, str):
+        return given_text(role, value, tool=tool)
+    if kind == "input_audio" and isinstance(value, dict):
+        return _given_media(role, "audio", f"data:;base64,{value.get('data')}", tool)
+    if kind in {"image_url", "video_url"} and isinstance(value, dict):
+        return _given_media(role, kind.removesuffix("_url"), str(value.get("url")), tool)
+    if kind == "file" and isinstance(value, dict):
+        url = value.get("file_data") or value.get("file_id")
+        return _given_media(role, "file", str(url), tool)
+    return {"role": role, "unknown": part}
+
+
+def _given_media(role: str, kind: str, url: str, tool: str | None) -> dict[str, Any]:
+    inline = data_url(url)
+    if inline is None:
+        return given_media(role, kind, url=url, tool=tool)
+    media_type, data = inline
+    known = media_kind(media_type) if kind == "file" else kind
+    try:
+        return given_media(role, known, data=data, tool=tool)
+    except ValueError as error:
+        raise refuse(_BAD_REQUEST, f"Invalid base64 in a data URL: {error}", code="invalid_base64") from None
 
 
 def _prompt_tokens(body: dict[str, Any]) -> int:
@@ -171,6 +220,7 @@ def read_question(body: dict[str, Any]) -> Question:
         parallel_tool_calls=body.get("parallel_tool_calls", True) is not False,
         wants_json=shape.get("type") in {"json_object", "json_schema"},
         json_schema=(shape.get("json_schema") or {}).get("schema"),
+        given=tuple(_given(messages)),
     )
 
 
@@ -178,15 +228,15 @@ def usage_of(
     question: Question, behaviour: Behaviour, output_tokens: int, reasoning_tokens: int
 ) -> dict[str, Any]:
     """Return OpenAI's usage; cached tokens lie inside the prompt's, reasoning inside the completion's."""
-    cached = 0
-    if behaviour.has_cache:
-        asked = question.prompt_tokens // 2 if behaviour.cached_tokens is None else behaviour.cached_tokens
-        cached = min(asked, question.prompt_tokens)
+    details = {"cached_tokens": behaviour.cached_of(question.prompt_tokens), "audio_tokens": 0}
+    if behaviour.writes_cache:
+        # OpenRouter's name for it.
+        details["cache_write_tokens"] = behaviour.cache_written_of(question.prompt_tokens)
     return {
         "prompt_tokens": question.prompt_tokens,
         "completion_tokens": output_tokens,
         "total_tokens": question.prompt_tokens + output_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached, "audio_tokens": 0},
+        "prompt_tokens_details": details,
         "completion_tokens_details": {
             "reasoning_tokens": reasoning_tokens,
             "audio_tokens": 0,
@@ -216,6 +266,8 @@ class Completion:
         )
 
     def _finish_reason(self, choice: Choice) -> str:
+        if choice.is_filtered:
+            return "content_filter"
         if choice.is_cut:
             return "length"
         return "tool_calls" if choice.tool_calls else "stop"
@@ -318,22 +370,8 @@ class Completion:
 
     def events(self) -> Iterator[bytes]:
         """Yield the stream's events as bytes, with what goes wrong in them."""
-        for sent, chunk in enumerate(self.chunks()):
-            if self.behaviour.error_after is not None and sent >= self.behaviour.error_after:
-                yield _event(stream_error())
-                return
-            if self.behaviour.clean_end_after is not None and sent >= self.behaviour.clean_end_after:
-                return
-            event = _event(chunk)
-            if self.behaviour.malformed and sent > 0:
-                yield event[: len(event) // 2] + b"\n\n"
-                return
-            yield event
-        yield b"data: [DONE]\n\n"
-
-
-def _event(content: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+        whole = itertools.chain(map(event, self.chunks()), [b"data: [DONE]\n\n"])
+        return interrupted(whole, self.behaviour, event(stream_error()))
 
 
 def stream_error() -> dict[str, Any]:
@@ -342,78 +380,53 @@ def stream_error() -> dict[str, Any]:
     return {"error": {"message": message, "type": "server_error", "param": None, "code": None}}
 
 
-def _status_refusal(status: int, headers: dict[str, str]) -> Refusal:
-    """Refuse as a careless provider does: its message repeats the key, which the gateway must not pass on."""
-    extra: dict[str, str] = {}
-    if status == _TOO_MANY:
-        extra["retry-after"] = "1"
-    if status < _BAD_REQUEST:
-        extra["location"] = "/v1/models"
-    key = headers.get("authorization", "").removeprefix("Bearer ")
-    return Refusal(
-        status, f"Simulated status {status} for the key {key}.", code=f"simulated_{status}", headers=extra
-    )
+class OpenAIWire:
+    """What all of OpenAI's endpoints have in common."""
+
+    name = WIRE
+    request_id_header = "x-request-id"
+
+    def key(self, asked: Asked) -> str:
+        return bearer_key(asked.headers)
+
+    def model(self, asked: Asked) -> str:
+        return str(asked.body.get("model") or "")
+
+    def is_streamed(self, asked: Asked) -> bool:
+        return asked.body.get("stream") is True
+
+    def authenticate(self, asked: Asked, key: str | None) -> None:
+        check_key(asked.headers, key)
+
+    def refusal(self, status: int, message: str, *, code: str | None = None) -> Refusal:
+        return refuse(status, message, code=code)
+
+    def stream_error(self) -> Any:
+        return stream_error()
 
 
-class ChatCompletions:
-    """POST /v1/chat/completions as an ASGI app. `key` is the bearer key that it demands, or None."""
-
-    def __init__(self, log: CallLog, key: str | None) -> None:
-        self._log = log
-        self._key = key
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        body = await _read_json(receive)
-        if body is None:
-            return
-        model = str(body.get("model") or "")
-        call = self._log.begin(WIRE, model, headers, body)
-        behaviour = parse_behaviour(headers.get("x-sim-behaviour") or model)
-        transport = Transport(call, behaviour or Behaviour(), self._log, receive, send)
-        try:
-            check_key(headers, self._key)
-            completion = _complete(call.number, body, headers, behaviour)
-        except Refusal as refusal:
-            await transport.run(transport.send_json(refusal.status, refusal.body, refusal.headers))
-            return
-        call.usage = completion.usage
-        if call.streamed:
-            await transport.run(transport.send_events(completion.events()))
-        elif completion.behaviour.error_after is not None:
-            await transport.run(transport.send_json(200, stream_error()))
-        else:
-            await transport.run(transport.send_json(200, completion.plain()))
-
-
-async def _read_json(receive: Receive) -> dict[str, Any] | None:
-    """Read the whole body; anything but a JSON object is read as an empty one, which lacks a model.
-
-    None where the client left before it was whole: nothing was asked.
-    """
-    raw = b""
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        raw += message.get("body", b"")
-        more = message.get("more_body", False)
-    try:
-        body = json.loads(raw)
-    except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
-def _complete(
-    number: int, body: dict[str, Any], headers: dict[str, str], behaviour: Behaviour | None
-) -> Completion:
-    _require(isinstance(body.get("model"), str), "you must provide a model parameter", "model")
+def known(asked: Asked, behaviour: Behaviour | None) -> Behaviour:
+    """Return the behaviour of a model that there is, and that takes the prompt. Raises Refusal."""
+    _require(isinstance(asked.body.get("model"), str), "you must provide a model parameter", "model")
     if behaviour is None:
-        message = f"The model `{body['model']}` does not exist or you do not have access to it."
-        raise Refusal(_NOT_FOUND, message, code="model_not_found")
-    if behaviour.status is not None:
-        raise _status_refusal(behaviour.status, headers)
-    question = read_question(body)
-    return Completion(number, body, question, behaviour, answer(question, behaviour))
+        message = f"The model `{asked.body['model']}` does not exist or you do not have access to it."
+        raise refuse(_NOT_FOUND, message, code="model_not_found")
+    if behaviour.is_too_long:
+        message = (
+            "This model's maximum context length is 128000 tokens. However, your messages resulted in 128001 "
+            "tokens. Please reduce the length of the messages."
+        )
+        raise refuse(_BAD_REQUEST, message, code="context_length_exceeded", param="messages")
+    if behaviour.is_blocked:
+        message = "Your request was rejected as a result of our safety system."
+        raise refuse(_BAD_REQUEST, message, code="content_policy_violation")
+    return behaviour
+
+
+class ChatCompletions(OpenAIWire):
+    """POST /v1/chat/completions."""
+
+    def reply(self, asked: Asked, behaviour: Behaviour | None) -> Completion:
+        asked_for = known(asked, behaviour)
+        question = read_question(asked.body)
+        return Completion(asked.number, asked.body, question, asked_for, answer(question, asked_for))

@@ -32,7 +32,17 @@ logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
 class Transport:
     """One call's way back to the client."""
 
-    def __init__(self, call: Call, behaviour: Behaviour, log: CallLog, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        call: Call,
+        behaviour: Behaviour,
+        log: CallLog,
+        receive: Receive,
+        send: Send,
+        *,
+        request_id_header: str = "x-request-id",
+    ) -> None:
+        self._request_id_header = request_id_header.encode()
         self._call = call
         self._behaviour = behaviour
         self._log = log
@@ -100,7 +110,7 @@ class Transport:
         self._call.status = status
         raw = [(b"content-type", media_type.encode())]
         raw += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        raw.append((b"x-request-id", f"req_sim_{self._call.number}".encode()))
+        raw.append((self._request_id_header, f"req_sim_{self._call.number}".encode()))
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def _client_gone(self) -> None:
