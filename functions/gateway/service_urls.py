@@ -52,6 +52,10 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
 
 
+class UnresolvedHostError(Unprocessable):
+    """The host of a URL has no address."""
+
+
 def check_base_url(url: str, *, allow_private: bool = False) -> str:
     """Return the URL in its normal form, without a slash at its end.
 
@@ -87,9 +91,9 @@ async def check_resolved(url: str, *, allow_private: bool = False, resolve: Reso
         async with asyncio.timeout(RESOLVE_SECONDS):
             addresses = await (resolve or _resolve)(host, port)
     except (OSError, TimeoutError):
-        raise _refused(f"names a host that can't be resolved ({host})") from None
+        raise _unresolved(f"names a host that can't be resolved ({host})") from None
     if not addresses:
-        raise _refused(f"names a host that has no address ({host})")
+        raise _unresolved(f"names a host that has no address ({host})")
     for address in addresses:
         _check_address(ipaddress.ip_address(address.partition("%")[0]))
     return normal
@@ -200,6 +204,10 @@ def _origin(scheme: str, host: str, port: int, *, explicit: bool) -> str:
 async def _resolve(host: str, port: int) -> list[str]:
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(entry[4][0]) for entry in found]
+
+
+def _unresolved(reason: str) -> UnresolvedHostError:
+    return UnresolvedHostError(f"base_url {reason}.", param="base_url", code="invalid_base_url")
 
 
 def _refused(reason: str) -> Unprocessable:

@@ -155,6 +155,40 @@ revoke all on function api.delete_service(bigint, text) from public;
 grant execute on function api.delete_service(bigint, text) to service_role;
 comment on function api.delete_service(bigint, text) is 'Deletes a service and its provider key.';
 
+-- api.read_connection: what it takes to call a service, for testing it: {"id", "provider", "base_url", "provider_key": sealed, "models":
+-- [{"name", "upstream_model", "chats": whether it answers with text}], the cheapest first}, of the models that are enabled. Null where there is
+-- no such service. Reads only.
+create function api.read_connection(p_id bigint) returns jsonb
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+    return (
+        select jsonb_build_object(
+            'id', s.id, 'provider', s.provider, 'base_url', s.base_url, 'provider_key', s.provider_key,
+            'models', coalesce((
+                select jsonb_agg(jsonb_build_object(
+                    'name', m.name, 'upstream_model', o.upstream_model, 'chats', 'text' = any (m.output_modalities)) order by p.output, m.name)
+                from gateway.routes as r
+                join gateway.offers as o on o.id = r.offer_id
+                join gateway.models as m on m.id = o.model_id
+                left join lateral (
+                    select v.output
+                    from gateway.prices as v
+                    where v.offer_id = o.id and v.effective_from <= clock_timestamp() and (v.service_id = s.id or v.service_id is null)
+                    order by v.service_id is null, v.effective_from desc
+                    limit 1
+                ) as p on true
+                where r.service_id = s.id and r.active
+            ), '[]'))
+        from gateway.services as s
+        where s.id = p_id and s.deleted_at is null
+    );
+end
+$$;
+revoke all on function api.read_connection(bigint) from public;
+grant execute on function api.read_connection(bigint) to service_role;
+comment on function api.read_connection(bigint) is 'What it takes to call a service, its key sealed.';
+
 -- api.list_services: the services by id after p_after, or the one with p_id. Reads only.
 create function api.list_services(p_limit integer, p_after bigint default 0, p_id bigint default null) returns jsonb
 language sql stable security definer set search_path = ''

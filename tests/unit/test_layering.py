@@ -27,7 +27,16 @@ BOTTOM = {
     "service_urls",
     "settings",
 }
-SHARED = {"metering", "paging", "price_list", "principals", "refusals", "upstream", "webhooks"}
+SHARED = {
+    "metering",
+    "paging",
+    "price_list",
+    "principals",
+    "refusals",
+    "service_check",
+    "upstream",
+    "webhooks",
+}
 # Each layer may import those before it and nothing after it. What stands in no layer is a use case, and above
 # these stands the document of all their routes alone.
 TOP = "openapi"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gateway.admin.catalogue import Catalogue
 from gateway.admin.customers import Customers
+from gateway.admin.monitor import Monitor
 from gateway.admin.price_import import PriceImport
 from gateway.admin.services import Services
 from gateway.admin.system import System
@@ -22,6 +23,7 @@ from gateway.schemas.admin import (
     CreateUserRequest,
     SetLimitsRequest,
     UpdateCustomerRequest,
+    UpdateModelRequest,
     UpdateServiceRequest,
 )
 
@@ -74,6 +76,7 @@ def operations(process: Process) -> Sequence[Operation]:
             status=201,
         ),
         route("POST", "/admin/add_credits", customers.add_credits, "Add credits", AddCreditsRequest),
+        route("GET", "/admin/monitor", Monitor(process).read, "Read the whole system's figures"),
         route("GET", "/admin/balance", customers.balances, "List balances"),
         route("POST", "/admin/limit", customers.limit, "Set limits", SetLimitsRequest),
         route("GET", "/admin/services", services.list, "List services"),
@@ -81,8 +84,11 @@ def operations(process: Process) -> Sequence[Operation]:
         route("GET", "/admin/services/{id}", services.read, "Read a service"),
         route("PATCH", "/admin/services/{id}", services.update, "Change a service", UpdateServiceRequest),
         route("DELETE", "/admin/services/{id}", services.delete, "Delete a service"),
+        route("POST", "/admin/services/{id}/test", services.test, "Test a service"),
         route("GET", "/admin/models", catalogue.list_models, "List the catalogue"),
         route("POST", "/admin/models", catalogue.create_model, "Add a model", CreateModelRequest, status=201),
+        route("GET", "/admin/models/{id}", catalogue.read_model, "Read a model of the catalogue"),
+        route("PATCH", "/admin/models/{id}", catalogue.update_model, "Change a model", UpdateModelRequest),
         route("GET", "/admin/prices", catalogue.list_prices, "List versions of prices"),
         route("POST", "/admin/prices", catalogue.create_price, "Set a price", CreatePriceRequest, status=201),
         route("POST", "/admin/prices/import", PriceImport(process).import_prices, "Import a price list"),

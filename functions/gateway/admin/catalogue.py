@@ -6,19 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.admin.refusals import taken, unknown
 from gateway.errors import NotFound, Unprocessable
-from gateway.http import JSONResponse, read_model
-from gateway.paging import Page
+from gateway.http import JSONResponse, read_model, validate
+from gateway.paging import Page, path_id
 from gateway.providers.registry import provider_named
-from gateway.refusals import accept
-from gateway.schemas.admin import CreateModelRequest, CreatePriceRequest, Prices
+from gateway.refusals import accept, found
+from gateway.schemas.admin import CreateModelRequest, CreatePriceRequest, Prices, UpdateModelRequest
+from gateway.schemas.admin_queries import SearchQuery
 from gateway.schemas.values import as_sent
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.requests import Request
     from starlette.responses import Response
 
     from gateway.principals import Principal
     from gateway.runtime.process import Process
+    from gateway.schemas.admin import Offer
 
 TEXT = ("text",)
 
@@ -30,24 +34,39 @@ class Catalogue:
         self._database = process.database
 
     async def list_models(self, request: Request, _principal: Principal) -> Response:
-        """GET /admin/models."""
+        """GET /admin/models: `?q=` searches names, `?active=` is true or false."""
+        query = validate(SearchQuery, dict(request.query_params))
         page = Page.read(request)
-        rows = await self._database.list_catalogue(limit=page.wanted, after=page.cursor or 0)
+        rows = await self._database.list_catalogue(
+            limit=page.wanted, after=page.cursor or 0, query=query.q, active=query.active
+        )
         return JSONResponse(page.listed(rows))
+
+    async def read_model(self, request: Request, _principal: Principal) -> Response:
+        """GET /admin/models/{id}."""
+        rows = await self._database.list_catalogue(limit=1, model_id=path_id(request, "model"))
+        return JSONResponse(found(next(iter(rows), None), unknown("model")))
+
+    async def update_model(self, request: Request, principal: Principal) -> Response:
+        """PATCH /admin/models/{id}. `active` false hides it; `offers` are added, or changed."""
+        model_id = path_id(request, "model")
+        asked, _ = await read_model(request, UpdateModelRequest, exact=True)
+        changes = asked.model_dump(exclude_unset=True, exclude={"offers"})
+        if asked.offers is not None:
+            changes["offers"] = _offers(asked.offers)
+        told = accept(
+            await self._database.update_model(model_id, changes, actor=principal.actor),
+            unknown_model=unknown("model"),
+        )
+        return JSONResponse(told)
 
     async def create_model(self, request: Request, principal: Principal) -> Response:
         """POST /admin/models."""
         asked, _ = await read_model(request, CreateModelRequest, exact=True)
         offers = [
-            {
-                "provider": _provider_name(offer.provider, f"offers.{position}.provider"),
-                "upstream_model": offer.upstream_model or asked.name,
-                "prices": offer.prices and _prices(offer.prices),
-            }
-            for position, offer in enumerate(asked.offers)
+            {**offer, "upstream_model": offer["upstream_model"] or asked.name}
+            for offer in _offers(asked.offers)
         ]
-        if len({offer["provider"] for offer in offers}) < len(offers):
-            raise Unprocessable("offers names a provider twice.", param="offers")
         told = accept(
             await self._database.create_model(
                 name=asked.name,
@@ -97,6 +116,20 @@ class Catalogue:
             ),
         )
         return JSONResponse(told, status_code=201)
+
+
+def _offers(asked: Sequence[Offer]) -> list[dict[str, Any]]:
+    offers = [
+        {
+            "provider": _provider_name(offer.provider, f"offers.{position}.provider"),
+            "upstream_model": offer.upstream_model,
+            "prices": offer.prices and _prices(offer.prices),
+        }
+        for position, offer in enumerate(asked)
+    ]
+    if len({offer["provider"] for offer in offers}) < len(offers):
+        raise Unprocessable("offers names a provider twice.", param="offers")
+    return offers
 
 
 def _prices(prices: Prices) -> dict[str, Any]:

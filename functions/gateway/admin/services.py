@@ -12,6 +12,7 @@ from gateway.paging import Page, path_id
 from gateway.providers.registry import provider_named
 from gateway.refusals import accept, found
 from gateway.schemas.admin import CreateServiceRequest, UpdateServiceRequest
+from gateway.service_check import ServiceCheck
 from gateway.service_urls import check_base_url, check_resolved, origin
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Services:
 
     def __init__(self, process: Process) -> None:
         self._database = process.database
+        self._settings = process.settings
+        self._http = process.providers_http
         self._master_keys = process.settings.master_keys
         self._allow_private = process.settings.allow_private_urls
 
@@ -93,6 +96,14 @@ class Services:
         if not await self._database.delete_service(service_id, actor=principal.actor):
             raise unknown("service")
         return JSONResponse({"id": service_id, "deleted": True})
+
+    async def test(self, request: Request, _principal: Principal) -> Response:
+        """POST /admin/services/{id}/test: a real call, now. What is wrong is the answer, not an error."""
+        connection = found(
+            await self._database.read_connection(path_id(request, "service")), unknown("service")
+        )
+        finding = await ServiceCheck(connection, self._settings, self._http).run()
+        return JSONResponse(finding.as_json())
 
     async def _find(self, service_id: int) -> dict[str, Any]:
         rows = await self._database.list_services(service_id=service_id)

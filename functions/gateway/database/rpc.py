@@ -519,8 +519,26 @@ class Database:
             actor=actor,
         )
 
-    async def list_catalogue(self, *, limit: int, after: int = 0) -> list[JSONObject]:
-        return await self._objects("list_catalogue", limit=limit, after=after)
+    async def list_catalogue(
+        self,
+        *,
+        limit: int,
+        after: int = 0,
+        model_id: int | None = None,
+        query: str | None = None,
+        active: bool | None = None,
+    ) -> list[JSONObject]:
+        return await self._objects(
+            "list_catalogue", limit=limit, after=after, id=model_id, query=query, active=active
+        )
+
+    async def update_model(self, model_id: int, changes: Mapping[str, Any], *, actor: str) -> JSONObject:
+        return await self._object("update_model", id=model_id, changes=changes, actor=actor)
+
+    async def read_connection(self, service_id: int) -> JSONObject | None:
+        """Return what it takes to call a service, its key sealed."""
+        found: JSONObject | None = await self._call("read_connection", id=service_id)
+        return found
 
     async def create_price(
         self,

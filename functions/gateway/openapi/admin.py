@@ -37,6 +37,8 @@ def _taken(param: str) -> Conflict:
 
 _CUSTOMER = (path_id("customer"),)
 _NO_CUSTOMER = unknown("customer")
+_MODEL = (path_id("model"),)
+_NO_MODEL = unknown("model")
 _ERASED = Conflict("This customer is erased.", code="customer_erased")
 _ACTIVE = Parameter("active", "query", "Those that are, or are not.", {"type": "boolean"}, True)
 _TEXT = {"type": "string", "minLength": 1, "maxLength": 320}
@@ -133,6 +135,12 @@ ROUTES: Routes = {
             _INVALID_AMOUNT,
         ),
     ),
+    "GET /admin/monitor": Route(
+        answer=answers.SystemMonitor,
+        tokens=True,
+        description="Today begins at midnight UTC. What is called cost without more is what was charged. "
+        "Keys are told by their prefixes.",
+    ),
     "GET /admin/balance": Route(
         answer=answers.BalanceList,
         tokens=True,
@@ -190,11 +198,48 @@ ROUTES: Routes = {
     "DELETE /admin/services/{id}": Route(
         answer=answers.DeletedService, tokens=True, parameters=_SERVICE, refusals=(_NO_SERVICE,)
     ),
+    "POST /admin/services/{id}/test": Route(
+        answer=answers.ServiceTest,
+        tokens=True,
+        description="Calls the provider now with the stored key: its list of models and, where that says "
+        "nothing about the key, one chat of a single token, which is charged to nobody. Takes 15 seconds "
+        "at most. `problem` says what is wrong, `message` how to mend it.",
+        parameters=_SERVICE,
+        refusals=(_NO_SERVICE,),
+    ),
     "GET /admin/models": Route(
         answer=answers.CatalogueList,
         tokens=True,
         description="The whole catalogue, with the prices that are in force.",
-        parameters=PAGE,
+        parameters=(
+            *PAGE,
+            Parameter(
+                "q",
+                "query",
+                "To be found, in any case, in the name, the display name or a provider's name of it.",
+                _TEXT,
+                "gpt-4o",
+            ),
+            _ACTIVE,
+        ),
+        refusals=(Unprocessable("active: must be true or false", param="active"),),
+    ),
+    "GET /admin/models/{id}": Route(
+        answer=answers.CatalogueModel, tokens=True, parameters=_MODEL, refusals=(_NO_MODEL,)
+    ),
+    "PATCH /admin/models/{id}": Route(
+        answer=answers.CatalogueModel,
+        tokens=True,
+        description="A field that is absent stays as it is. `active` false hides the model and refuses it: "
+        "it is never deleted, for the books refer to it. Of `offers` one is added where its provider does "
+        "not offer the model yet; else it takes the name there and the prices that are given, as a new "
+        "version.",
+        parameters=_MODEL,
+        request={
+            "display_name": "GPT-4o mini",
+            "offers": [{"provider": "openrouter", "upstream_model": "openai/gpt-4o-mini", "prices": _PRICES}],
+        },
+        refusals=(_NO_MODEL, Unprocessable("offers names a provider twice.", param="offers")),
     ),
     "POST /admin/models": Route(
         answer=answers.CatalogueModel,

@@ -39,6 +39,7 @@ PROVIDERS: tuple[Provider, ...] = (
         base_url="https://openrouter.ai/api/v1",
         # Usage always comes; the option is deprecated and without effect.
         stream_usage_option=False,
+        lists_models_to_all=True,
         attribution={"http-referer": "site_url", "x-title": "site_name"},
     ),
     Provider(
@@ -81,6 +82,7 @@ PROVIDERS: tuple[Provider, ...] = (
         wire=OPENAI_COMPATIBLE,
         base_url="https://router.huggingface.co/v1",
         aliases=("hf",),
+        lists_models_to_all=True,
     ),
     Provider(
         name="ollama",
@@ -102,6 +104,8 @@ PROVIDERS: tuple[Provider, ...] = (
         wire=OPENAI_COMPATIBLE,
         base_url=None,
         key_needed=False,
+        # Who knows: many a server asks for the key only where it costs something.
+        lists_models_to_all=True,
     ),
 )
 

@@ -73,6 +73,8 @@ class Provider:
     """Whether `stream_options.include_usage` is understood; where it is not, usage comes unasked."""
     reasoning_apart: bool = False
     """Whether completion_tokens leaves out the reasoning tokens."""
+    lists_models_to_all: bool = False
+    """Whether the list of models is told whatever the key is, so that it says nothing about the key."""
     attribution: Mapping[str, str] = field(default_factory=dict)
     """Header name → which attribution setting it carries: `site_url` or `site_name`."""
     extra_headers: Mapping[str, str] = field(default_factory=dict)
@@ -210,6 +212,12 @@ class ChatWire(Protocol):
 
     def open_stream(self, call: ProviderCall) -> ChatStream:
         """Return the state for one streamed answer."""
+
+    def build_list_request(self, call: ProviderCall) -> UpstreamRequest:
+        """Return the request for the list of models. Of the call, only where it goes and its key are used."""
+
+    def parse_list(self, content: bytes) -> frozenset[str] | None:
+        """Return the names in a list of models; None where the answer is no such list."""
 
 
 class ProviderError(Exception):

@@ -221,6 +221,24 @@ class CreateModelRequest(Body):
     offers: Annotated[list[Offer], Field(max_length=50)] = Field(default_factory=list)
 
 
+class UpdateModelRequest(Patch):
+    """The body of PATCH /admin/models/{id}. `active` false hides the model and refuses it.
+
+    Of `offers` one is added where its provider does not offer the model yet; else it takes the name there and
+    the prices that are given, as a new version. Others stay.
+    """
+
+    nullable: ClassVar[frozenset[str]] = frozenset({"display_name", "context_length", "max_output_tokens"})
+
+    display_name: Name | None = None
+    context_length: Tokens | None = None
+    max_output_tokens: Tokens | None = None
+    input_modalities: Annotated[list[InputModality], Field(min_length=1, max_length=5)] | None = None
+    output_modalities: Annotated[list[OutputModality], Field(min_length=1, max_length=4)] | None = None
+    active: bool | None = None
+    offers: Annotated[list[Offer], Field(max_length=50)] | None = None
+
+
 class ChangeSettingsRequest(Patch):
     """The body of PATCH /admin/settings. Null of a default limit: none; of a retention: for ever.
 

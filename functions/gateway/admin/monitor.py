@@ -1,0 +1,86 @@
+"""The whole system at a glance, as it is today."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from gateway.http import JSONResponse
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from gateway.database.rpc import JSONObject
+    from gateway.principals import Principal
+    from gateway.runtime.process import Process
+
+_SHOWN = 20
+"""How many crossings of soft limits and undelivered events are told at most, the newest."""
+
+
+class Monitor:
+    """The whole system at a glance."""
+
+    def __init__(self, process: Process) -> None:
+        self._database = process.database
+
+    async def read(self, _request: Request, _principal: Principal) -> Response:
+        """GET /admin/monitor. What is called cost without more is the charge."""
+        told, crossings, deliveries = await asyncio.gather(
+            self._database.read_admin_monitor(),
+            self._database.list_crossings(customer_id=None, limit=_SHOWN),
+            self._database.read_deliveries(limit=_SHOWN),
+        )
+        same = (
+            "total_users",
+            "active_users_today",
+            "total_requests_today",
+            "total_tokens_today",
+            "errors_today",
+            "refusals_today",
+            "cost_today_usd",
+            "margin_today_usd",
+            "uncollected_today_usd",
+            "providers",
+            "held",
+        )
+        return JSONResponse(
+            {
+                "status": "success",
+                "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+                "data": {
+                    **{name: told[name] for name in same},
+                    "total_cost_today": float(told["total_charge_today_usd"]),
+                    "top_users_by_usage": [_user(user) for user in told["top_users_by_usage"]],
+                    "recent_activity": [_activity(request) for request in told["recent_activity"]],
+                    "soft_limits_crossed": crossings,
+                    "webhook": deliveries,
+                },
+            }
+        )
+
+
+def _user(told: JSONObject) -> dict[str, Any]:
+    return {
+        "api_key": told["key_prefix"],
+        "key_id": told["key_id"],
+        "user_id": told["customer_id"],
+        "name": told["name"],
+        "tokens_used": told["tokens"],
+        "cost": float(told["charge_usd"]),
+        "requests": told["requests"],
+    }
+
+
+def _activity(told: JSONObject) -> dict[str, Any]:
+    return {
+        "request_id": told["request_id"],
+        "api_key": told["key_prefix"],
+        "user_id": told["customer_id"],
+        "model": told["model"],
+        "tokens_used": told["tokens"],
+        "timestamp": told["at"],
+        "status": told["status"],
+    }
