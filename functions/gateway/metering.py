@@ -182,7 +182,8 @@ def _measurements(settlement: Settlement, settled: Settled | None) -> dict[str, 
     if settlement.time_to_first_token_ms is not None:
         values["TimeToFirstToken"] = ("Milliseconds", settlement.time_to_first_token_ms)
     for name, count in (settlement.usage or {}).items():
-        values[f"{name.title().replace('_', '')}Tokens"] = ("Count", count)
+        what = "Images" if name == "images" else f"{name.title().replace('_', '')}Tokens"
+        values[what] = ("Count", count)
     if settled is not None:
         values["CostUsd"] = ("None", float(settled.cost_usd))
         values["ChargeUsd"] = ("None", float(settled.charge_usd))

@@ -28,11 +28,13 @@ def test_total_is_the_sum_of_the_disjoint_classes() -> None:
         image_input=16,
         output=32,
         audio_output=64,
+        image_output=128,
         reasoning=30,
+        images=256,
     )
     assert usage.total_input == 31
-    assert usage.total_output == 96
-    assert usage.total == 127
+    assert usage.total_output == 224
+    assert usage.total == 255
 
 
 def test_what_was_not_told_is_not_shown_and_zero_is() -> None:

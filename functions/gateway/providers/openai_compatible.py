@@ -348,7 +348,9 @@ def read_usage(reported: Any, *, reasoning_apart: bool = False) -> TokenUsage | 
             completion += reasoning
     audio = token_count(made.get("audio_tokens"))
     audio = None if audio is None else min(audio, completion)
-    output = completion - (audio or 0)
+    image = token_count(made.get("image_tokens"))
+    image = None if image is None else min(image, completion - (audio or 0))
+    output = completion - (audio or 0) - (image or 0)
     return TokenUsage(
         input=rest,
         cached_input=parts[0],
@@ -357,6 +359,7 @@ def read_usage(reported: Any, *, reasoning_apart: bool = False) -> TokenUsage | 
         image_input=parts[3],
         output=output,
         audio_output=audio,
+        image_output=image,
         reasoning=None if reasoning is None else min(reasoning, output),
     )
 
@@ -374,7 +377,11 @@ def openai_usage(usage: TokenUsage) -> dict[str, Any]:
         "audio_tokens": usage.audio_input,
         "image_tokens": usage.image_input,
     }
-    made = {"reasoning_tokens": usage.reasoning, "audio_tokens": usage.audio_output}
+    made = {
+        "reasoning_tokens": usage.reasoning,
+        "audio_tokens": usage.audio_output,
+        "image_tokens": usage.image_output,
+    }
     for name, details in (("prompt_tokens_details", sent), ("completion_tokens_details", made)):
         known = {key: count for key, count in details.items() if count is not None}
         if known:

@@ -64,6 +64,10 @@ class Provider:
     wire: ChatWire
     base_url: str | None
     """Where it is by default; None where each service must say."""
+    images: ImageWire | None = None
+    """How it makes and edits images; None where it does not."""
+    embeddings: EmbeddingWire | None = None
+    """How it makes embeddings; None where it does not."""
     aliases: tuple[str, ...] = ()
     auth: AuthStyle = AuthStyle.BEARER
     key_needed: bool = True
@@ -87,7 +91,7 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class ProviderCall:
-    """One call of a chat model, in OpenAI's terms, with where it goes."""
+    """One call of a model, in OpenAI's terms, with where it goes."""
 
     provider: Provider
     base_url: str
@@ -103,6 +107,30 @@ class ProviderCall:
     """Whether the client asked for usage in the stream."""
     site_url: str | None = None
     site_name: str | None = None
+    dropped: frozenset[str] = frozenset()
+    """Parameters that are left out where the provider can't be told them; any other is refused (422)."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputImage:
+    """An image that the client sent (`content`) or named (`url`): one of them is there."""
+
+    param: str
+    """The field that it came in, for messages."""
+    content: bytes | None = field(default=None, repr=False)
+    media_type: str | None = None
+    """As the client told it, such as `image/png`; None with a URL."""
+    url: str | None = field(default=None, repr=False)
+    """An address for the provider to fetch. A wire that can't pass it on raises Unprocessable (422)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageCall(ProviderCall):
+    """One call for images. `body` is OpenAI's request without the files; `n` in it is how many images."""
+
+    images: tuple[InputImage, ...] = ()
+    """What is to be edited; empty where images are made from the prompt alone."""
+    mask: InputImage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +155,27 @@ class Answer:
     """Everything that was generated, one text per choice."""
     reported_cost_usd: Decimal | None = None
     """What the provider says the call cost (OpenRouter); for comparison, never for charging."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageAnswer:
+    """A whole answer in the shape of OpenAI's Images API."""
+
+    body: dict[str, Any] = field(repr=False)
+    """`created`, and in `data` an object with `b64_json` or `url` for each image."""
+    usage: TokenUsage | None
+    """Without the number of images. None where the provider told none: it is then the bound."""
+    images: int
+    """How many were made, and are paid for."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingAnswer:
+    """A whole answer in the shape of OpenAI's Embeddings API."""
+
+    body: dict[str, Any] = field(repr=False)
+    usage: TokenUsage | None
+    """None where the provider told none: it is then counted from the texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,21 +243,25 @@ class ChatStream(Protocol):
         """
 
 
-class ChatWire(Protocol):
-    """A wire format for chat."""
+class Wire(Protocol):
+    """What wire formats have in common, whatever for."""
 
     name: str
+
+    def parse_error(
+        self, call: ProviderCall, status: int, headers: Mapping[str, str], content: bytes
+    ) -> ProviderError:
+        """Translate an answer that is not 2xx. Never raises: what can't be read is the provider's."""
+
+
+class ChatWire(Wire, Protocol):
+    """A wire format for chat."""
 
     def build_request(self, call: ProviderCall) -> UpstreamRequest:
         """Translate the call. Raises Unprocessable (422) where the wire can't say what the client said."""
 
     def parse_answer(self, call: ProviderCall, content: bytes) -> Answer:
         """Translate a 2xx answer. Raises ProviderError where it is none."""
-
-    def parse_error(
-        self, call: ProviderCall, status: int, headers: Mapping[str, str], content: bytes
-    ) -> ProviderError:
-        """Translate an answer of any other status. Never raises: what can't be read is the provider's."""
 
     def open_stream(self, call: ProviderCall) -> ChatStream:
         """Return the state for one streamed answer."""
@@ -218,6 +271,33 @@ class ChatWire(Protocol):
 
     def parse_list(self, content: bytes) -> frozenset[str] | None:
         """Return the names in a list of models; None where the answer is no such list."""
+
+
+class ImageWire(Wire, Protocol):
+    """A wire format for images."""
+
+    def output_bound(self, body: Mapping[str, Any]) -> int:
+        """Return the tokens that one image of this request may take at most, whatever model makes it.
+
+        It is held before the call and given to `build_request` as `call.output_bound`, cut to what the
+        catalogue says that the model can answer with.
+        """
+
+    def build_request(self, call: ImageCall) -> UpstreamRequest:
+        """Translate the call. Raises Unprocessable (422) where the wire can't say what the client said."""
+
+    def parse_answer(self, call: ImageCall, content: bytes) -> ImageAnswer:
+        """Translate a 2xx answer. Raises ProviderError where it is none."""
+
+
+class EmbeddingWire(Wire, Protocol):
+    """A wire format for embeddings."""
+
+    def build_request(self, call: ProviderCall) -> UpstreamRequest:
+        """Translate the call. Raises Unprocessable (422) where the wire can't say what the client said."""
+
+    def parse_answer(self, call: ProviderCall, content: bytes) -> EmbeddingAnswer:
+        """Translate a 2xx answer. Raises ProviderError where it is none."""
 
 
 class ProviderError(Exception):

@@ -1,4 +1,4 @@
-"""How many tokens a call took, in classes that never overlap."""
+"""How many tokens a call took, in classes that never overlap, and how many images it made."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ class TokenUsage:
     audio_input: int | None = None
     image_input: int | None = None
     audio_output: int | None = None
+    image_output: int | None = None
     reasoning: int | None = None
+    images: int | None = None
+    """How many images were made: no tokens, and in no total."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -33,7 +36,7 @@ class TokenUsage:
             if count is None and field.name not in {"input", "output"}:
                 continue
             if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-                raise ValueError(f"{field.name} must be a whole number of tokens, not {count!r}")
+                raise ValueError(f"{field.name} must be a whole number, not {count!r}")
         if self.reasoning is not None and self.reasoning > self.output:
             raise ValueError(f"reasoning ({self.reasoning}) is a part of output ({self.output})")
 
@@ -47,7 +50,7 @@ class TokenUsage:
     @property
     def total_output(self) -> int:
         """All tokens that were generated: what OpenAI calls completion_tokens."""
-        return self.output + (self.audio_output or 0)
+        return self.output + (self.audio_output or 0) + (self.image_output or 0)
 
     @property
     def total(self) -> int:
