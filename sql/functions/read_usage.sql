@@ -134,7 +134,7 @@ begin
                 else gateway.day_start(u.period, v_time_zone)
             end as start,
             case p_group_by when 'model' then u.model_id when 'key' then u.key_id else 0 end as group_id,
-            case when p_group_by = 'provider' then s.provider end as provider,
+            case when p_group_by = 'provider' then coalesce(s.provider, '') else '' end as provider,
             sum(u.requests) as requests, sum(u.errors) as errors, sum(u.failures) as failures, sum(u.input_tokens) as input_tokens,
             sum(u.cached_input_tokens) as cached_input_tokens, sum(u.cache_write_tokens) as cache_write_tokens,
             sum(u.audio_input_tokens) as audio_input_tokens, sum(u.image_input_tokens) as image_input_tokens,
@@ -152,15 +152,15 @@ begin
     ),
     groups as (
         -- looked up one by one: a join would read all keys that there are
-        select g.group_id, case p_group_by
+        select g.group_id, g.provider, case p_group_by
             when 'model' then (select m.name from gateway.models as m where m.id = g.group_id)
             when 'key' then (select k.prefix from gateway.api_keys as k where k.id = g.group_id)
-            else g.provider
+            else nullif(g.provider, '')
         end as name
         from (
             select distinct f.group_id, f.provider from found as f
             union
-            select 0, null where p_group_by is null
+            select 0, '' where p_group_by is null
         ) as g
     )
     select coalesce(jsonb_agg(
@@ -184,8 +184,7 @@ begin
     into v_found
     from intervals as i
     cross join groups as g
-    left join found as f on f.start = i.start and f.group_id = g.group_id
-        and (p_group_by is distinct from 'provider' or f.provider is not distinct from g.name);
+    left join found as f on f.start = i.start and f.group_id = g.group_id and f.provider = g.provider;
     return v_found;
 end
 $$;

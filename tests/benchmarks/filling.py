@@ -27,7 +27,7 @@ PLAN = {
     "customers": 1000,
     "keys_each": 3,
     "models": 12,
-    "models_each": 4,
+    "models_each": 3,
     "paid_in": 10_000_000,
     "providers": ["openai", "anthropic", "gemini"],
 }

@@ -150,10 +150,11 @@ from (
 ) as g
 
 -- name: closing
--- As api.close_usage does it, which would take a day at a time and add to the same months sixty times.
+-- As api.close_usage does it, which would take a day at a time and add to the same months sixty times. The last quarter of an hour and
+-- what has begun of the next are left, as they are at the worst.
 select gateway.fold_usage(array(
     select r from gateway.usage_rollups as r
-    where r.bucket >= day and r.bucket < least(day + interval '10 days', gateway.rollup_bucket({now}))
+    where r.bucket >= day and r.bucket < least(day + interval '10 days', gateway.rollup_bucket({now} - interval '15 minutes'))
         and (r.customer_id % 2 = {half} or {of_all})
 ), {of_all})
 from generate_series(gateway.rollup_bucket({now} - ({days} + 1) * interval '1 day'), {now}, interval '10 days') as day
@@ -163,7 +164,7 @@ update gateway.accounts as a
 set balance_usd = balance_usd + e.total
 from (select customer_id, sum(amount_usd) as total from gateway.ledger_entries where request_id is not null group by 1) as e
 where e.customer_id = a.customer_id;
-update gateway.usage_closing set closed_until = gateway.rollup_bucket({now});
+update gateway.usage_closing set closed_until = gateway.rollup_bucket({now} - interval '15 minutes');
 drop schema filling cascade;
 
 -- name: disagree
