@@ -32,7 +32,7 @@ _TOKEN_PRICE = re.compile(r"[0-9]{1,20}(\.[0-9]{1,32})?([eE][+-]?[0-9]{1,2})?")
 _SHORT_FORM = frozenset({"model", "provider", _PRICE_PER_TOKEN})
 _OF_THE_MODEL = ("context_length", "max_output_tokens", "input_modalities", "output_modalities")
 # Sold here before the gateway speaks their formats: a service of theirs can't be made yet.
-_PRICED_ONLY = {"anthropic": "anthropic", "gemini": "gemini", "google": "gemini"}
+_PRICED_ONLY = {"gemini": "gemini", "google": "gemini"}
 # A dearer class is odd, and may be right all the same.
 _CHEAPER = (("cached_input", "input"),)
 

@@ -11,6 +11,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
+from gateway.errors import Unprocessable
 from gateway.providers.wire import Fault, ProviderCall, ProviderError
 from gateway.redaction import REDACTED, redact
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 _MAX_MESSAGE_CHARS = 600
 _MAX_RETRY_AFTER_SECONDS = 3600.0
 _EXCERPT_BYTES = 2000
+_MAX_PARAM_CHARS = 128
+_CODES = (
+    ("context_length_exceeded", ("prompt is too long", "exceed context limit", "maximum context length")),
+    ("content_policy_violation", ("content filtering policy", "content policy", "content management policy")),
+)
 _TERM = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 
 
@@ -125,3 +131,30 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         except (ValueError, OverflowError):
             return None
     return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else None
+
+
+def refuse_parameter(call: ProviderCall, param: str, reason: str | None = None) -> None:
+    """Raise Unprocessable (422) for a parameter that the provider can't be told.
+
+    Does nothing where the call says that it may be left out: the caller then leaves it out.
+    """
+    param = param[:_MAX_PARAM_CHARS]
+    if param not in call.dropped:
+        raise Unprocessable(
+            f"{call.provider.subject} can't be told {param!r}{f': {reason}' if reason else ''}.",
+            param=param,
+            code="unsupported_parameter",
+        )
+
+
+def unsupported_content(call: ProviderCall, path: str, what: str) -> Unprocessable:
+    """Return the refusal (422) of content that the provider can't be given. It is never left out."""
+    return Unprocessable(
+        f"{call.provider.subject} takes no {what}.", param=path[:_MAX_PARAM_CHARS], code="unsupported_content"
+    )
+
+
+def client_code(said: str) -> str | None:
+    """Return OpenAI's code for a client's fault that a provider has told in words alone."""
+    lowered = said.lower()
+    return next((code for code, phrases in _CODES if any(phrase in lowered for phrase in phrases)), None)

@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.errors import Unprocessable
+from gateway.providers.anthropic import ANTHROPIC, VERSION_HEADER
 from gateway.providers.openai_compatible import OPENAI_COMPATIBLE
-from gateway.providers.wire import Provider
+from gateway.providers.wire import AuthStyle, Provider
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +26,14 @@ PROVIDERS: tuple[Provider, ...] = (
         base_url="https://api.openai.com/v1",
         # max_tokens is deprecated there, and refused by the reasoning models.
         output_bound_field="max_completion_tokens",
+    ),
+    Provider(
+        name="anthropic",
+        title="Anthropic",
+        wire=ANTHROPIC,
+        base_url="https://api.anthropic.com/v1",
+        auth=AuthStyle.X_API_KEY,
+        extra_headers=VERSION_HEADER,
     ),
     Provider(
         name="deepseek",
