@@ -50,6 +50,51 @@ alter table gateway.usage_rollups
     add column late boolean not null default false,
     drop constraint usage_rollups_pkey,
     add constraint usage_rollups_pkey primary key (customer_id, bucket, key_id, model_id, service_id, late);
+-- What the rollups that there are lack comes from the log; failures of services are counted from now on.
+do $$
+begin
+    perform set_config('gateway.engine', 'on', true);
+    update gateway.usage_rollups as r
+    set audio_input_tokens = l.audio_input_tokens, image_input_tokens = l.image_input_tokens,
+        audio_output_tokens = l.audio_output_tokens, image_output_tokens = l.image_output_tokens, images = l.images,
+        latencies = l.latencies, time_to_first_token_ms = l.time_to_first_token_ms, first_tokens = l.first_tokens,
+        latency_counts = l.counts[1]::integer[], first_token_counts = l.counts[2]::integer[]
+    from (
+        select g.*, array(
+            select coalesce((
+                -- an array whose subscripts are the bins, as text
+                select '[' || min(n.bin) || ':' || max(n.bin) || ']={' || string_agg(n.count::text, ',' order by n.bin) || '}'
+                from (
+                    select b.bin, count(m.bin)
+                    from (select min(bin) as first, max(bin) as last from unnest(t.bins) as bin) as span
+                    cross join generate_series(span.first, span.last) as b (bin)
+                    left join unnest(t.bins) as m (bin) on m.bin = b.bin
+                    group by b.bin
+                ) as n
+            ), '{}')
+            from (values (1, g.latency_bins), (2, g.first_token_bins)) as t (place, bins)
+            order by t.place
+        ) as counts
+        from (
+            select date_bin('15 minutes', q.admitted_at, '2000-01-01 00:00+00'::timestamptz) as bucket, q.customer_id, q.key_id, q.model_id,
+                coalesce(q.service_id, 0) as service_id,
+                coalesce(sum(q.audio_input_tokens), 0) as audio_input_tokens, coalesce(sum(q.image_input_tokens), 0) as image_input_tokens,
+                coalesce(sum(q.audio_output_tokens), 0) as audio_output_tokens, coalesce(sum(q.image_output_tokens), 0) as image_output_tokens,
+                coalesce(sum(q.images), 0) as images, count(q.latency_ms) as latencies,
+                coalesce(sum(q.time_to_first_token_ms), 0) as time_to_first_token_ms, count(q.time_to_first_token_ms) as first_tokens,
+                array_agg(floor(ln(greatest(q.latency_ms, 1)::double precision) * (4 / ln(2::double precision)) + 0.000000001)::integer)
+                    filter (where q.latency_ms is not null) as latency_bins,
+                array_agg(floor(ln(greatest(q.time_to_first_token_ms, 1)::double precision) * (4 / ln(2::double precision)) + 0.000000001)::integer)
+                    filter (where q.time_to_first_token_ms is not null) as first_token_bins
+            from gateway.requests as q
+            where q.state in ('settled', 'expired')
+            group by 1, 2, 3, 4, 5
+        ) as g
+    ) as l
+    where (r.customer_id, r.bucket, r.key_id, r.model_id, r.service_id) = (l.customer_id, l.bucket, l.key_id, l.model_id, l.service_id);
+    perform set_config('gateway.engine', 'off', true);
+end
+$$;
 
 -- Soft marks that are crossed
 alter table gateway.limit_counters add column marked boolean not null default false;
@@ -115,7 +160,7 @@ comment on column gateway.retired_secrets.key_id is 'Whose secret it was. The ke
 
 comment on column gateway.retired_secrets.expires_at is 'Refused from here on.';
 
-comment on column gateway.limit_counters.marked is 'Whether the last admission reserved beyond a soft mark of the window: the settlements look whether what is really used does so too.';
+comment on column gateway.limit_counters.marked is 'Whether requests have reserved beyond a soft mark of the window: their settlements look whether what is really used is beyond it, too.';
 
 -- What went beyond a soft mark. No foreign keys: a crossing is written while the counters and the account are locked, and must wait for nobody.
 create table gateway.limit_crossings (
@@ -884,9 +929,9 @@ revoke all on function gateway.raise_event(text, text, jsonb, text, bigint) from
 -- Counters hold the running requests at their bound, some times what they will use; a bound that is given back has crossed nothing. So:
 -- 1. api.admit_request marks a counter (limit_counters.marked) whose reservation goes beyond a mark. Nothing can cross before that, but by a
 --    provider that bills beyond the bound, which gateway.correct_counters sees by itself.
--- 2. When a request ends that is counted by a marked counter, gateway.correct_counters sets gateway.near_a_mark for the transaction, and the
---    trigger on requests looks closer: what is counted, less what still runs. Nobody else pays for it.
--- 3. Where a window turns while it is marked, its counter is kept in gateway.turned_windows until what ran then has ended.
+-- 2. Where a request ends that is counted by a marked counter, gateway.correct_counters looks closer: at what is counted, less what still runs.
+--    Nobody else pays for it.
+-- 3. Where a window turns while it is marked, its counter is kept in gateway.turned_windows: what ran then may yet carry it beyond the mark.
 -- 4. Requests are used when they are admitted: that crossing is recorded then, unless another model's counter or a service's may give it back.
 -- All of it under the lock of the counter, so that a crossing is found once.
 
@@ -918,16 +963,19 @@ comment on function gateway.soft_marks(text, bigint, bigint, text) is 'The soft 
 
 revoke all on function gateway.soft_marks(text, bigint, bigint, text) from public;
 
--- Costs a look at each running request (of the customer, or for a service of all): only for a window that is beyond a mark by its bounds.
+-- Costs a look at each running request: only for a window that is beyond a mark by its bounds, and not by what is known to be used.
+-- A request that this transaction has locked is the one that it ends, and runs no more: its row says so (xmax), by the transaction's own id, so
+-- that whoever ends requests does it at the outermost level, not below a savepoint.
 create function gateway.still_running(p_counter gateway.counted, p_customer_id bigint) returns gateway.counted
-language plpgsql stable set search_path = ''
+language plpgsql set search_path = ''
 as $$
 begin
     select coalesce(sum(x.requests), 0), coalesce(sum(x.tokens), 0), coalesce(sum(x.spend_usd), 0)
     into p_counter.requests, p_counter.tokens, p_counter.spend_usd
     from gateway.requests as r
     cross join unnest(r.counted) as x
-    where r.state = 'held' and (r.customer_id = p_customer_id or p_customer_id is null)
+    where r.state = 'held' and r.xmax is distinct from pg_current_xact_id()::xid
+        and (r.customer_id = p_customer_id or p_customer_id is null)
         and (x.subject, x.subject_id, x.model_id, x.per, x.window_start)
             = (p_counter.subject, p_counter.subject_id, p_counter.model_id, p_counter.per, p_counter.window_start);
     return p_counter;
@@ -1039,48 +1087,10 @@ comment on function gateway.record_crossings(gateway.counted[]) is 'Records the 
 
 revoke all on function gateway.record_crossings(gateway.counted[]) from public;
 
-create function gateway.record_crossings_of_request() returns trigger
-language plpgsql security definer set search_path = ''
-as $$
-begin
-    perform gateway.record_crossings(new.counted);
-    return null;
-end
-$$;
-
-comment on function gateway.record_crossings_of_request() is 'Trigger: what the end of a request has carried beyond a soft mark.';
-
-revoke all on function gateway.record_crossings_of_request() from public;
-
-create function gateway.keep_turned_window() returns trigger
-language plpgsql security definer set search_path = ''
-as $$
-begin
-    insert into gateway.turned_windows (subject, subject_id, model_id, per, window_start, requests, tokens, spend_usd)
-    values (old.subject, old.subject_id, old.model_id, old.per, old.window_start, old.requests, old.tokens, old.spend_usd)
-    on conflict do nothing;
-    return new;
-end
-$$;
-
-comment on function gateway.keep_turned_window() is 'Trigger: keeps the counter of a marked window when a newer one takes its place.';
-
-revoke all on function gateway.keep_turned_window() from public;
-
--- The conditions are looked at without calling anything: under a microsecond where nobody is near a mark.
-create trigger record_crossings after update of state on gateway.requests
-    for each row when (old.state <> new.state and current_setting('gateway.near_a_mark', true) = 'on')
-    execute function gateway.record_crossings_of_request();
-
-create trigger keep_turned_window before update on gateway.limit_counters
-    for each row when (old.marked and new.window_start > old.window_start)
-    execute function gateway.keep_turned_window();
-
 -- gateway.correct_counters: adds (possibly negative) amounts to the counters of the windows that admitted a request.
 -- A window that has passed is left alone, unless it was kept for its soft marks: its counter counts another one by now. Locks the counters in
 -- key order, which is the order of every function here, so that no two wait for each other in a circle.
--- Sets gateway.near_a_mark for the transaction where a soft mark may have been crossed (record_crossings.sql): the counter is marked, or a
--- request has used more than its bound.
+-- Where a soft mark may have been crossed it looks closer (record_crossings.sql): the counter is marked, or a request used more than its bound.
 create or replace function gateway.correct_counters(p_corrections gateway.counted[]) returns void
 language plpgsql set search_path = ''
 as $$
@@ -1127,7 +1137,7 @@ begin
         v_near := v_near or found;
     end if;
     if v_near then
-        perform set_config('gateway.near_a_mark', 'on', true);
+        perform gateway.record_crossings(p_corrections);
     end if;
 end
 $$;
@@ -1403,7 +1413,8 @@ declare
     v_refusal jsonb;
     v_hold numeric := 0;
     v_counted gateway.counted[] := '{}'::gateway.counted[];
-    v_marked boolean[];
+    v_fresh boolean := false;
+    v_beyond boolean;
     v_warnings text[];
 begin
     -- In SQL an absent bound passes every comparison: it has to be refused here or it would hold nothing.
@@ -1528,6 +1539,7 @@ begin
             v_spend_left := null;
             v_cost_left := null;
             foreach v_limit in array v_limits loop
+                v_fresh := v_fresh or v_limit.used_requests = 0;
                 continue when v_limit.subject = 'service' and v_limit.subject_id <> v_candidate.service_id;
                 continue when v_limit.model_id not in (0, v_candidate.model_id);
                 v_requests_left := least(v_requests_left, v_limit.requests - v_limit.used_requests);
@@ -1610,15 +1622,11 @@ begin
             'admitted', false, 'key_prefix', v_key.prefix, 'rate_limits', gateway.describe_limits(v_limits, v_at));
     end if;
 
-    -- A limit of a model or a service reserves what its own candidates may use; the settlement gives back what they did not. Beyond a soft
-    -- mark it marks the counter, for the settlements to look closer (record_crossings.sql).
+    -- a limit of a model or a service reserves what its own candidates may use; the settlement gives back what they did not
     select coalesce(array_agg((
-            l.subject, l.subject_id, l.model_id, l.per, l.window_start, 1, u.tokens, u.spend_usd
-        )::gateway.counted), '{}'),
-        array_agg(coalesce(
-            l.used_requests + 1 > l.warn_requests or l.used_tokens + u.tokens > l.warn_tokens or l.used_spend_usd + u.spend_usd > l.warn_spend_usd,
-            false))
-    into v_counted, v_marked
+        l.subject, l.subject_id, l.model_id, l.per, l.window_start, 1, u.tokens, u.spend_usd
+    )::gateway.counted), '{}')
+    into v_counted
     from unnest(v_limits) as l
     cross join lateral (
         select max(c.input_bound + c.output_bound * p_choices) as tokens,
@@ -1634,13 +1642,21 @@ begin
         set body_hash = decode(p_body_hash, 'hex'), request_id = p_request_id, charged = false, freed = false, created_at = v_at
         where key_id = v_key.id and idempotency_key = p_idempotency_key;
     end if;
+    if v_fresh then  -- a window that was marked has passed: what still runs of it is yet to be seen (record_crossings.sql)
+        insert into gateway.turned_windows (subject, subject_id, model_id, per, window_start, requests, tokens, spend_usd)
+        select c.subject, c.subject_id, c.model_id, c.per, c.window_start, c.requests, c.tokens, c.spend_usd
+        from gateway.limit_counters as c
+        join unnest(v_counted) as x on (c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per)
+        where c.marked and c.window_start < x.window_start
+        on conflict do nothing;
+    end if;
     update gateway.limit_counters as c
     set requests = case when c.window_start = x.window_start then c.requests else 0 end + x.requests,
         tokens = case when c.window_start = x.window_start then c.tokens else 0 end + x.tokens,
         spend_usd = case when c.window_start = x.window_start then c.spend_usd else 0 end + x.spend_usd,
         window_start = x.window_start,
-        marked = x.marked
-    from unnest(v_counted, v_marked) as x (subject, subject_id, model_id, per, window_start, requests, tokens, spend_usd, marked)
+        marked = c.marked and c.window_start = x.window_start
+    from unnest(v_counted) as x
     where (c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per);
 
     update gateway.accounts set held_usd = held_usd + v_hold where customer_id = v_key.customer_id;
@@ -1668,16 +1684,22 @@ begin
     from unnest(v_limits) as l
     join unnest(v_counted) as x on (x.subject, x.subject_id, x.model_id, x.per) = (l.subject, l.subject_id, l.model_id, l.per);
 
-    select array_agg(distinct w.name) into v_warnings
+    select array_agg(distinct w.name) filter (where l.subject <> 'service'), count(*) > 0 into v_warnings, v_beyond
     from unnest(v_limits) as l
     cross join lateral (values
         (case when l.used_requests > l.warn_requests then 'requests_per_' || l.per end),
         (case when l.used_tokens > l.warn_tokens then 'tokens_per_' || l.per end),
         (case when l.used_spend_usd > l.warn_spend_usd then 'spend_usd_per_' || l.per end)
     ) as w (name)
-    where w.name is not null and l.subject <> 'service';
+    where w.name is not null;
 
-    if v_warnings is not null then
+    if v_beyond then
+        -- from here on the settlements of the window look whether what is really used is beyond the mark, too (record_crossings.sql)
+        update gateway.limit_counters as c
+        set marked = true
+        from unnest(v_limits) as l
+        where (c.subject, c.subject_id, c.model_id, c.per) = (l.subject, l.subject_id, l.model_id, l.per) and not c.marked
+            and (l.used_requests > l.warn_requests or l.used_tokens > l.warn_tokens or l.used_spend_usd > l.warn_spend_usd);
         -- requests are used by being admitted, but where another model may answer, whose counter would keep this one instead
         for v_limit in
             select * from unnest(v_limits) as l

@@ -72,6 +72,8 @@ SETTLE = "functions/settle_request.sql"
 EXPIRE = "functions/expire_holds.sql"
 COUNT = "functions/correct_counters.sql"
 MONEY = "functions/money.sql"
+ROLLUP = "functions/add_to_rollup.sql"
+CLOSE = "functions/close_usage.sql"
 ROTATE = "functions/rotate_key.sql"
 CREATE_KEY = "functions/create_key.sql"
 BOUNDS = "functions/key_bounds.sql"
@@ -259,8 +261,8 @@ FAULTS = (
     Fault(
         "no admission marks a counter",
         ADMIT,
-        "marked = x.marked",
-        "marked = false",
+        "set marked = true",
+        "set marked = false",
         ("test_crossings",),
     ),
     Fault(
@@ -268,6 +270,20 @@ FAULTS = (
         CROSS,
         "where r.state = 'held' and",
         "where false and",
+        ("test_crossings",),
+    ),
+    Fault(
+        "the request that ends is taken for running",
+        CROSS,
+        "r.xmax is distinct from pg_current_xact_id()::xid",
+        "true",
+        ("test_crossings",),
+    ),
+    Fault(
+        "a new window is marked as the old one was",
+        ADMIT,
+        "marked = c.marked and c.window_start = x.window_start",
+        "marked = c.marked",
         ("test_crossings",),
     ),
     Fault(
@@ -282,9 +298,9 @@ FAULTS = (
     ),
     Fault(
         "a marked window that turns is forgotten",
-        CROSS,
-        "when (old.marked and new.window_start > old.window_start)",
-        "when (false)",
+        ADMIT,
+        "where c.marked and c.window_start < x.window_start",
+        "where false",
         ("test_crossings",),
     ),
     Fault(
@@ -323,6 +339,78 @@ FAULTS = (
         "(attempts = p_attempt and next_attempt_at is not null)",
         "next_attempt_at is not null",
         ("test_events",),
+    ),
+    # the closing of usage
+    Fault(
+        "a settlement does not hold the bucket that it adds to",
+        ROLLUP,
+        "        perform pg_advisory_xact_lock_shared(gateway.bucket_lock(p_row.bucket));\n",
+        "",
+        ("test_figures",),
+    ),
+    Fault(
+        "the closing takes a bucket that is being added to",
+        CLOSE,
+        "        and pg_try_advisory_xact_lock(gateway.bucket_lock(v_until))\n",
+        "",
+        ("test_figures",),
+    ),
+    Fault(
+        "what comes after the closing is in no day",
+        ROLLUP,
+        "p_row.late := coalesce("
+        "p_row.bucket < (select c.closed_until from gateway.usage_closing as c), false);",
+        "p_row.late := false;",
+        ("test_figures",),
+    ),
+    Fault(
+        "what came late is added at every closing",
+        CLOSE,
+        "        v_row.late := false;\n",
+        "",
+        ("test_figures",),
+    ),
+    Fault(
+        "rollups are not kept where they are to be kept for ever",
+        CLOSE,
+        "when s.usage_detail_days is not null\n",
+        "when true\n",
+        ("test_figures",),
+    ),
+    Fault(
+        "everybody's days are UTC's",
+        CLOSE,
+        "else date_trunc('day', r.bucket at time zone c.time_zone)",
+        "else date_trunc('day', r.bucket at time zone 'UTC')",
+        ("test_figures",),
+    ),
+    Fault(
+        "a change of zone leaves the days of the old one",
+        CLOSE,
+        "when (old.time_zone is distinct from new.time_zone)",
+        "when (false)",
+        ("test_figures",),
+    ),
+    Fault(
+        "a change of zone counts what came late twice",
+        CLOSE,
+        "                and not r.late\n        ), false);",
+        "        ), false);",
+        ("test_figures",),
+    ),
+    Fault(
+        "who came since the closing is not among the busiest",
+        "functions/read_admin_monitor.sql",
+        "            union\n            select customer_id, key_id from live\n",
+        "",
+        ("test_figures",),
+    ),
+    Fault(
+        "a request that the client got wrong is its provider's failure",
+        ROLLUP,
+        "where f ->> 'fault' is distinct from 'client'",
+        "where true",
+        ("test_figures",),
     ),
     # the price
     Fault(
@@ -522,6 +610,72 @@ FAULTS = (
         "where customer_id = v_customer_id for update;",
         "where customer_id = v_customer_id;",
         ("test_races",),
+    ),
+    # the months of the books
+    Fault(
+        "a month is closed over books that disagree",
+        "functions/close_ledger.sql",
+        "if not (api.check_ledger() ->> 'ok')::boolean then",
+        "if false then",
+        ("test_ledger_months",),
+    ),
+    Fault(
+        "a checkpoint takes in what came after its month",
+        "functions/close_ledger.sql",
+        " and e.created_at < p_end",
+        "",
+        ("test_ledger_months",),
+    ),
+    Fault(
+        "a check leaves out late settlements of closed months",
+        "functions/check_ledger.sql",
+        "        where (select coalesce(sum(r.collected_usd), 0) from gateway.requests as r where r.id = d.id)",
+        "        where exists (select from gateway.requests as r where r.id = d.id and r.admitted_at >= v_open_from)"
+        " and (select coalesce(sum(r.collected_usd), 0) from gateway.requests as r where r.id = d.id)",
+        ("test_ledger_months",),
+    ),
+    Fault(
+        "a check adds up what a checkpoint has already",
+        "functions/check_ledger.sql",
+        "(a.customer_id, coalesce(c.through_entry_id, 0)) and l.customer_id",
+        "(a.customer_id, coalesce(c.through_entry_id, 0) - 1) and l.customer_id",
+        ("test_ledger_months",),
+    ),
+    Fault(
+        "a log is dropped with what still runs in it",
+        "functions/drop_request_partitions.sql",
+        "elsif exists (select from gateway.requests where state = 'held'",
+        "elsif false and exists (select from gateway.requests where state = 'held'",
+        ("test_ledger_months",),
+    ),
+    Fault(
+        "a log is dropped one month early",
+        "functions/drop_request_partitions.sql",
+        "make_interval(months => log_retention_months)",
+        "make_interval(months => log_retention_months - 1)",
+        ("test_ledger_months",),
+    ),
+    # people
+    Fault(
+        "an erased customer is paid in to at the same moment",
+        "functions/manage_customers.sql",
+        "    perform 1 from gateway.accounts where customer_id = p_id for update;\n",
+        "",
+        ("test_erasure",),
+    ),
+    Fault(
+        "the notes of an erased customer stay",
+        "functions/manage_customers.sql",
+        "    update gateway.ledger_entries set note = null",
+        "    update gateway.ledger_entries set note = note",
+        ("test_erasure",),
+    ),
+    Fault(
+        "the log of an erased customer can be written anew",
+        "functions/erasure.sql",
+        "        v_allowed.after := gateway.without_person(old.after, old.entity);",
+        "        v_allowed.after := new.after;",
+        ("test_erasure",),
     ),
     Fault(
         "a limit is lost beside the removal of another",

@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import random
+import shutil
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -21,7 +22,9 @@ import psycopg
 import pytest
 from psycopg.types.json import set_json_loads
 
-from tests.database.engine import call, race
+from infra.local import paths
+from infra.local.database import migrate
+from tests.database.engine import Engine, call, race
 from tests.database.figures import (
     QUARTER,
     assert_figures_agree,
@@ -35,8 +38,10 @@ from tests.database.figures import (
 )
 
 if TYPE_CHECKING:
-    from tests.database.engine import Customer, Engine, JSONObject
-    from tests.fixtures.database import Connection
+    from pathlib import Path
+
+    from tests.database.engine import Customer, JSONObject
+    from tests.fixtures.database import Connection, NewDatabase
 
 ZONES = ("UTC", "Asia/Kolkata", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe")
 MOMENT = timedelta(microseconds=1)
@@ -713,3 +718,31 @@ def test_the_last_use_of_a_key_is_known_however_long_ago(books: Engine) -> None:
 def test_the_closed_tier_is_not_edited_by_hand(shared_engine: Engine, statement: str) -> None:
     with pytest.raises(psycopg.errors.RestrictViolation):
         shared_engine.run(statement)
+
+
+def test_the_migration_fills_in_what_older_rollups_lack(new_database: NewDatabase, tmp_path: Path) -> None:
+    initial, *_ = sorted(paths.MIGRATIONS.glob("*.sql"))
+    shutil.copy(initial, tmp_path)
+    with new_database(migrated=False) as database, database.connect() as connection:
+        migrate(database.url, directory=tmp_path)
+        engine = Engine(database, connection)
+        set_json_loads(functools.partial(json.loads, parse_float=Decimal), connection)
+        engine.model("echo")
+        engine.service(["echo"])
+        customer = engine.customer("1000", requests_per_minute=1000)
+        chance = some_chance("before")
+        now: datetime = engine.value("select now()")
+        for _ in range(40):
+            at = now - timedelta(days=chance.choice([0, 1, 30]), hours=chance.uniform(0, 3))
+            engine.settle(
+                admitted_at(engine, customer.key_hash, at),
+                usage=chance.choice(USAGES[:4]),
+                latency_ms=chance.randrange(1, 50_000),
+                time_to_first_token_ms=chance.choice([None, 0, chance.randrange(2000)]),
+            )
+        engine.lapse(admitted_at(engine, customer.key_hash, now - timedelta(hours=5)))
+        engine.call("expire_holds")
+        migrate(database.url)
+        assert_figures_agree(engine)
+        close_all(engine)
+        assert_figures_agree(engine)
