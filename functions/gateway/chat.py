@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from gateway import json_text
 from gateway.auth import api_key, key_hash
+from gateway.calls import Call, Calls, Measured, client_error, gateway_usage
 from gateway.database.client import DatabaseError
-from gateway.database.rpc import RateLimits, Refusal, Settlement
-from gateway.errors import GatewayError, InternalError, NotFound, ProviderTimeout, Unprocessable
+from gateway.database.rpc import RateLimits, Refusal
+from gateway.errors import InternalError, NotFound, Unprocessable
 from gateway.http import (
     EventStreamResponse,
     JSONResponse,
     Operation,
     finish,
     read_body,
-    request_id,
     validate,
 )
-from gateway.metering import database_failed, rate_limit_headers, refusal_error
+from gateway.metering import database_failed, refusal_error
 from gateway.providers.openai_compatible import openai_usage
 from gateway.providers.registry import find_provider
 from gateway.providers.wire import Chunk, Fault, ProviderError, StreamDone, StreamFailed
@@ -40,11 +38,9 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from gateway.database.rpc import Admission, Settled
-    from gateway.providers.wire import Answer, ChatStream, ProviderCall, StreamEvent
+    from gateway.database.rpc import Settled
+    from gateway.providers.wire import Answer, ProviderCall, StreamEvent
     from gateway.runtime.process import Process
-
-MAX_IDEMPOTENCY_KEY_CHARS = 255
 
 STALLED_CLIENT_SECONDS = 20.0
 """How long after the deadline a client may take what is left; well within the hold's lease."""
@@ -53,31 +49,10 @@ _KEEP_ALIVE = b": keep-alive\n\n"
 _DONE = b"data: [DONE]\n\n"
 _QUEUED_EVENTS = 64
 """How far a provider may run ahead of a slow client."""
-_LAMBDA_MARGIN_SECONDS = 15.0
-"""What of a function's time is left for the settlement."""
 _CLIENT_CLOSED_REQUEST = 499
 """The status under which a call that the client has left is logged (nginx's)."""
-_STOPPING = 503
-"""The status under which a call is logged that the server's stop has ended."""
 _END_SECONDS = 0.05
 """How long a provider has to end its response after the end mark, so that its connection can be kept."""
-_MAX_STORED_CHARS = 200
-
-
-@dataclass(slots=True)
-class _Call:
-    """One admitted request, from its admission to its settlement."""
-
-    admission: Admission
-    exchange: Exchange
-    started: float
-    deadline: float
-    """Both by the event loop's clock, in seconds."""
-    first_token: float | None = None
-    stream: ChatStream | None = None
-    usage: TokenUsage | None = None
-    """What it was settled on."""
-    settlement: asyncio.Task[Settled | None] | None = field(default=None, repr=False)
 
 
 class Chat:
@@ -86,9 +61,12 @@ class Chat:
     def __init__(self, process: Process) -> None:
         self._settings = process.settings
         self._database = process.database
-        self._meter = process.meter
         self._logger = process.logger
-        self._upstream = Upstream(process.settings, process.providers_http, process.logger)
+        self._calls = Calls(
+            process.meter,
+            Upstream(process.settings, process.providers_http, process.logger),
+            seconds=process.settings.request_timeout_seconds,
+        )
 
     async def complete(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
@@ -96,30 +74,29 @@ class Chat:
         raw = await read_body(request)
         body = json_text.parse_request(raw)
         asked = validate(ChatCompletionRequest, body)
-        call = await self._admit(
+        exchange = Exchange(body, stream=asked.wants_stream, wants_usage=asked.wants_usage)
+        call = await self._calls.admit(
             request,
             key,
-            body,
             raw,
+            exchange,
             endpoint="chat.completions",
+            input_tokens_bound=input_bound(body),
             models=asked.candidates,
             max_output_tokens=asked.output_bound,
             choices=asked.choices,
-            streamed=asked.wants_stream,
             media_output=_asks_for_media(body),
         )
-        call.exchange.wants_usage = asked.wants_usage
-        headers = rate_limit_headers(call.admission.rate_limits, call.admission.warnings)
         if asked.wants_stream:
             lifetime = call.deadline - call.started + STALLED_CLIENT_SECONDS
             return EventStreamResponse(
-                self._stream(call), headers=headers, lifetime=lifetime, logger=self._logger
+                self._stream(call), headers=call.headers, lifetime=lifetime, logger=self._logger
             )
         answer, counted, settled = await self._answer(call)
         # Whoever reads `usage` is to find it, told by the provider or not.
         usage = {} if answer.usage else {"usage": openai_usage(counted)}
         return JSONResponse(
-            {**answer.body, **usage, "gateway_usage": _gateway_usage(call, settled)}, headers=headers
+            {**answer.body, **usage, "gateway_usage": gateway_usage(call, settled)}, headers=call.headers
         )
 
     async def generate(self, request: Request) -> Response:
@@ -128,12 +105,14 @@ class Chat:
         raw = await read_body(request)
         asked = validate(GenerateRequest, json_text.parse_request(raw))
         by_id = isinstance(asked.model_id, int)
-        call = await self._admit(
+        body = {"messages": [{"role": "user", "content": asked.text}]}
+        call = await self._calls.admit(
             request,
             key,
-            {"messages": [{"role": "user", "content": asked.text}]},
             raw,
+            Exchange(body),
             endpoint="generate",
+            input_tokens_bound=input_bound(body),
             models=() if by_id else (str(asked.model_id),),
             model_id=asked.model_id if by_id else None,
             max_output_tokens=asked.max_length,
@@ -145,7 +124,7 @@ class Chat:
                 "tokens_used": usage.total,
                 "cost": float(settled.charge_usd) if settled else None,
             },
-            headers=rate_limit_headers(call.admission.rate_limits, call.admission.warnings),
+            headers=call.headers,
         )
 
     async def layers_chat(self, request: Request) -> Response:
@@ -153,12 +132,14 @@ class Chat:
         key = api_key(request.headers)
         raw = await read_body(request)
         asked = validate(LayersChatRequest, json_text.parse_request(raw))
-        call = await self._admit(
+        body = {"messages": [{"role": "user", "content": asked.message}]}
+        call = await self._calls.admit(
             request,
             key,
-            {"messages": [{"role": "user", "content": asked.message}]},
             raw,
+            Exchange(body),
             endpoint="layers.chat",
+            input_tokens_bound=input_bound(body),
             models=(asked.model_name,),
             provider=_provider_name(asked.providerName),
             username=request.headers.get("user"),
@@ -173,7 +154,7 @@ class Chat:
                     "totalTokens": usage.total,
                 },
             },
-            headers=rate_limit_headers(call.admission.rate_limits, call.admission.warnings),
+            headers=call.headers,
         )
 
     async def list_models(self, request: Request) -> Response:
@@ -209,83 +190,23 @@ class Chat:
             raise refusal_error(Refusal(told["error"], RateLimits(), told))
         return [_model(model) for model in told["models"]]
 
-    async def _admit(
-        self, request: Request, key: str, body: dict[str, Any], raw: bytes, **admission: Any
-    ) -> _Call:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        seconds = self._seconds(request)
-        admitting = asyncio.ensure_future(
-            self._meter.admit(
-                seconds=seconds,
-                key_hash=key_hash(key),
-                request_id=request_id(request),
-                input_tokens_bound=input_bound(body),
-                **_idempotency(request, admission["endpoint"], raw),
-                **admission,
+    async def _answer(self, call: Call) -> tuple[Answer, TokenUsage, Settled | None]:
+        async def measure(answer: Answer) -> Measured:
+            usage = answer.usage
+            if usage is None:
+                usage = await asyncio.to_thread(_estimate, call, answer.generated)
+            return Measured(
+                usage,
+                estimated=answer.usage is None,
+                finish_reason=next(iter(answer.finish_reasons), None),
+                provider_cost_usd=answer.reported_cost_usd,
             )
-        )
-        cancelled: asyncio.CancelledError | None = None
-        try:
-            admitted = await finish(admitting)
-        except asyncio.CancelledError as error:
-            if admitting.cancelled():
-                raise
-            cancelled, admitted = error, admitting.result()
-        exchange = Exchange(admitted.candidates, body, stream=admission.get("streamed", False))
-        call = _Call(admitted, exchange, started=started, deadline=started + seconds)
-        if cancelled is not None:
-            # The server stopped while the database was asked: what it has held is given back.
-            await self._settle(call, "cancelled", status=_STOPPING)
-            raise cancelled
-        return call
 
-    def _seconds(self, request: Request) -> float:
-        """Return how long the call may take: the setting, or what is left of a Lambda function's time."""
-        context = request.scope.get("aws.context")
-        if context is None:
-            return self._settings.request_timeout_seconds
-        left: float = context.get_remaining_time_in_millis() / 1000 - _LAMBDA_MARGIN_SECONDS
-        return max(min(self._settings.request_timeout_seconds, left), 1.0)
-
-    # A whole answer
-
-    async def _answer(self, call: _Call) -> tuple[Answer, TokenUsage, Settled | None]:
-        """Call a provider and settle. A client that leaves does not end it: the call is paid for.
-
-        Only a server that stops does: the client then has no answer, and pays for none.
-        """
-        try:
-            async with asyncio.timeout_at(call.deadline):
-                answer = await self._upstream.exchange(call.exchange, _whole_answer)
-        except asyncio.CancelledError:
-            await self._settle(call, "failed", status=_STOPPING, error_code="gateway_stopped")
-            raise
-        except Exception as failure:  # noqa: BLE001 - raised again as what the client is told
-            error = _client_error(failure, call)
-            await self._settle(call, "failed", status=error.status, error_code=error.code)
-            raise error from error.__cause__
-        return await finish(self._settle_answer(call, answer))
-
-    async def _settle_answer(self, call: _Call, answer: Answer) -> tuple[Answer, TokenUsage, Settled | None]:
-        cost = answer.reported_cost_usd
-        usage = answer.usage
-        if usage is None:
-            usage = await asyncio.to_thread(_estimate, call, answer.generated)
-        settled = await self._settle(
-            call,
-            "succeeded",
-            status=200,
-            usage=usage,
-            usage_estimated=answer.usage is None,
-            finish_reason=next(iter(answer.finish_reasons), None),
-            provider_cost_usd=None if cost is None else str(cost),
-        )
-        return answer, usage, settled
+        return await self._calls.answer(call, _whole_answer, measure)
 
     # A stream
 
-    async def _stream(self, call: _Call) -> AsyncGenerator[bytes, None]:
+    async def _stream(self, call: Call) -> AsyncGenerator[bytes, None]:
         """Yield the answer's events as they come, and settle, however it ends.
 
         A task of its own reads the provider, so that waiting for it can be interrupted by a keep-alive.
@@ -298,7 +219,7 @@ class Chat:
             await self._end_stream(call, reader)
             settled = await self._settle_stream(call, "succeeded", status=200)
             if call.exchange.wants_usage and call.stream is not None:
-                yield call.stream.usage_chunk(call.usage, gateway_usage=_gateway_usage(call, settled)).sse
+                yield call.stream.usage_chunk(call.usage, gateway_usage=gateway_usage(call, settled)).sse
             yield _DONE
         finally:
             reader.cancel()
@@ -307,7 +228,7 @@ class Chat:
             # Where it is not settled yet, the client has left, or the server is stopping.
             await self._settle_stream(call, "cancelled", status=_CLIENT_CLOSED_REQUEST)
 
-    async def _read_stream(self, call: _Call, events: asyncio.Queue[bytes | None]) -> None:
+    async def _read_stream(self, call: Call, events: asyncio.Queue[bytes | None]) -> None:
         """Put the answer's events into the queue, and None at the end, unless nobody reads them any more."""
 
         async def relay(provider_call: ProviderCall, response: httpx.Response) -> None:
@@ -315,18 +236,18 @@ class Chat:
 
         try:
             async with asyncio.timeout_at(call.deadline):
-                await self._upstream.exchange(call.exchange, relay)
+                await self._calls.upstream.exchange(call.exchange, relay)
         except Exception:
             await events.put(None)
             raise
         await events.put(None)
 
-    async def _end_stream(self, call: _Call, reader: asyncio.Task[None]) -> None:
+    async def _end_stream(self, call: Call, reader: asyncio.Task[None]) -> None:
         """Return if the provider ended the stream well; else settle what there was of it and raise."""
         try:
             await reader
         except Exception as failure:
-            error = _client_error(failure, call)
+            error = client_error(failure, call)
             if call.exchange.forwarded:
                 await self._settle_stream(call, "cut", status=200, error_code=error.code)
             else:
@@ -336,7 +257,7 @@ class Chat:
             raise error from error.__cause__
 
     async def _settle_stream(
-        self, call: _Call, outcome: str, *, status: int, error_code: str | None = None
+        self, call: Call, outcome: str, *, status: int, error_code: str | None = None
     ) -> Settled | None:
         """Settle a stream, once; a later call returns what the first came to."""
         if call.settlement is None:
@@ -346,7 +267,7 @@ class Chat:
         return await finish(call.settlement)
 
     async def _settle_streamed(
-        self, call: _Call, outcome: str, status: int, error_code: str | None
+        self, call: Call, outcome: str, status: int, error_code: str | None
     ) -> Settled | None:
         stream = call.stream
         told = stream.usage if stream is not None else None
@@ -356,7 +277,7 @@ class Chat:
         if charged:
             generated = stream.generated if stream is not None else ()
             call.usage = told or await asyncio.to_thread(_estimate, call, generated)
-        return await self._settle(
+        return await self._calls.settle(
             call,
             outcome,
             status=status,
@@ -367,44 +288,13 @@ class Chat:
             provider_cost_usd=str(cost) if charged and cost is not None else None,
         )
 
-    async def _settle(
-        self,
-        call: _Call,
-        outcome: str,
-        *,
-        usage: TokenUsage | None = None,
-        error_code: str | None = None,
-        finish_reason: str | None = None,
-        **told: Any,
-    ) -> Settled | None:
-        now = asyncio.get_running_loop().time()
-        exchange = call.exchange
-        return await self._meter.settle(
-            Settlement(
-                request_id=call.admission.request_id,
-                admitted_at=call.admission.admitted_at,
-                outcome=outcome,
-                route_id=exchange.candidate.route_id if exchange.candidate else None,
-                usage=None if usage is None else usage.as_dict(),
-                error_code=_storable(error_code),
-                finish_reason=_storable(finish_reason),
-                latency_ms=_milliseconds(now - call.started),
-                time_to_first_token_ms=(
-                    None if call.first_token is None else _milliseconds(call.first_token - call.started)
-                ),
-                provider_request_id=_storable(exchange.provider_request_id),
-                failed_routes=tuple(exchange.failed_routes),
-                **told,
-            )
-        )
-
 
 async def _whole_answer(call: ProviderCall, response: httpx.Response) -> Answer:
     return call.provider.wire.parse_answer(call, await read_answer(call, response))
 
 
 async def _relay(
-    call: _Call, provider_call: ProviderCall, response: httpx.Response, events: asyncio.Queue[bytes | None]
+    call: Call, provider_call: ProviderCall, response: httpx.Response, events: asyncio.Queue[bytes | None]
 ) -> None:
     """Put a provider's chunks into the queue. Raises ProviderError where the stream is not whole."""
     stream = call.stream = provider_call.provider.wire.open_stream(provider_call)
@@ -427,7 +317,7 @@ async def _relay(
         )
 
 
-async def _forward(call: _Call, arrived: Sequence[StreamEvent], events: asyncio.Queue[bytes | None]) -> bool:
+async def _forward(call: Call, arrived: Sequence[StreamEvent], events: asyncio.Queue[bytes | None]) -> bool:
     """Put chunks into the queue; return whether the provider said that the stream is whole."""
     out = b"".join(event.sse for event in arrived if isinstance(event, Chunk))
     if out:
@@ -474,21 +364,7 @@ def _asks_for_media(body: dict[str, Any]) -> bool:
     return isinstance(modalities, list) and any(name != "text" for name in modalities)
 
 
-def _idempotency(request: Request, endpoint: str, raw: bytes) -> dict[str, str]:
-    """Return the Idempotency-Key and what it stands for: this body at this endpoint."""
-    given = request.headers.get("idempotency-key")
-    if given is None:
-        return {}
-    if not 1 <= len(given) <= MAX_IDEMPOTENCY_KEY_CHARS or not given.isprintable():
-        raise Unprocessable(
-            f"An Idempotency-Key has 1 to {MAX_IDEMPOTENCY_KEY_CHARS} printable characters.",
-            param="Idempotency-Key",
-        )
-    digest = hashlib.sha256(endpoint.encode() + b"\0" + raw).hexdigest()
-    return {"idempotency_key": given, "body_hash": digest}
-
-
-def _estimate(call: _Call, generated: Sequence[str]) -> TokenUsage:
+def _estimate(call: Call, generated: Sequence[str]) -> TokenUsage:
     """Count what was sent and what was generated, for a provider that did not tell."""
     candidate = call.exchange.candidate
     model = candidate.model if candidate else ""
@@ -502,22 +378,6 @@ def _text(answer: Answer) -> str:
     message = answer.body["choices"][0].get("message") or {}
     content = message.get("content")
     return content if isinstance(content, str) else "".join(answer.generated[:1])
-
-
-def _gateway_usage(call: _Call, settled: Settled | None) -> dict[str, Any]:
-    known = {"request_id": call.admission.request_id, "user_api_key": call.admission.key_prefix}
-    if settled is None:
-        return {**known, "status": "pending"}
-    return {
-        **known,
-        "tokens_charged": settled.tokens_charged,
-        "credits_charged": settled.credits_charged,
-        # At a flat price the provider's cost is the operator's own business.
-        "cost_usd": settled.cost_usd if settled.billing_mode == "markup" else None,
-        "charge_usd": settled.charge_usd,
-        "user_balance_after": settled.credits_after,
-        "balance_after_usd": settled.balance_after_usd,
-    }
 
 
 def _model(model: dict[str, Any]) -> dict[str, Any]:
@@ -534,35 +394,6 @@ def _model(model: dict[str, Any]) -> dict[str, Any]:
         "input_modalities": model["input_modalities"],
         "output_modalities": model["output_modalities"],
     }
-
-
-def _client_error(failure: Exception, call: _Call) -> GatewayError:
-    """Return what the client is told of a call that failed, whatever it failed of."""
-    if isinstance(failure, GatewayError):
-        error = failure
-    else:
-        if isinstance(failure, ProviderError):
-            error = failure.as_gateway_error()
-        elif isinstance(failure, TimeoutError):
-            error = ProviderTimeout("The provider took longer than a request may.")
-        else:
-            error = InternalError(detail=f"unforeseen: {type(failure).__name__}")
-        error.__cause__ = failure
-    error.headers.update(rate_limit_headers(call.admission.rate_limits, call.admission.warnings))
-    return error
-
-
-def _storable(text: str | None) -> str | None:
-    """Return a provider's word without what the database can't hold: a settlement must not fail for it."""
-    if text is None:
-        return None
-    return "".join(
-        char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text[:_MAX_STORED_CHARS]
-    )
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(round(seconds * 1000), 0)
 
 
 def operations(process: Process) -> list[Operation]:

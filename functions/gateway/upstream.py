@@ -44,10 +44,11 @@ _REQUEST_ID_HEADERS = ("x-request-id", "request-id", "x-generation-id")
 class Exchange:
     """What one request has with the providers, as far as it has come. Settlement goes by it."""
 
-    candidates: Sequence[Candidate]
     body: Mapping[str, Any] = field(repr=False)
     stream: bool = False
     wants_usage: bool = False
+    candidates: Sequence[Candidate] = ()
+    """The routes to try, in order; empty until the request is admitted."""
     candidate: Candidate | None = None
     """The route whose provider has the call, and may bill it; None while none has."""
     provider_request_id: str | None = None

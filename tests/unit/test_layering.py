@@ -28,6 +28,7 @@ BOTTOM = {
     "settings",
 }
 SHARED = {
+    "calls",
     "metering",
     "paging",
     "price_list",
