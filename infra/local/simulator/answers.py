@@ -252,6 +252,15 @@ def _pieces(tokens: Sequence[int]) -> Iterator[str]:
         yield waiting.decode(errors="replace")
 
 
+def read_arguments(text: str) -> dict[str, Any]:
+    """Return a tool call's arguments; none where the bound has cut them."""
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def example(schema: dict[str, Any]) -> Any:
     """Make a value that fits a JSON schema; the same schema always gives the same value."""
     return _example(schema, schema, 0)

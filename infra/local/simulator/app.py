@@ -8,16 +8,16 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from infra.local.simulator import openai_wire
+from infra.local.simulator import anthropic_wire, openai_wire
 from infra.local.simulator.calls import CallLog
-from infra.local.simulator.endpoint import Endpoint, Refusal
+from infra.local.simulator.endpoint import Asked, Endpoint, Refusal
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
 
 def create_simulator(*, key: str | None = None, log: CallLog | None = None) -> Starlette:
-    """Make the simulator. `key` is the bearer key that it demands (None takes any), `log` keeps its calls."""
+    """Make the simulator. It demands `key` as its provider key (None takes any); `log` keeps its calls."""
     calls = CallLog() if log is None else log
 
     async def list_models(request: Request) -> Response:
@@ -26,6 +26,17 @@ def create_simulator(*, key: str | None = None, log: CallLog | None = None) -> S
         except Refusal as refusal:
             return JSONResponse(refusal.body, refusal.status)
         return JSONResponse(openai_wire.model_list())
+
+    async def list_anthropic_models(request: Request) -> Response:
+        headers = dict(request.headers)
+        asked = Asked(
+            request.url.path, request.url.query, headers, {}, key=anthropic_wire.header_key(headers)
+        )
+        try:
+            anthropic_wire.check_headers(asked, key)
+        except Refusal as refusal:
+            return JSONResponse(refusal.body, refusal.status)
+        return JSONResponse(anthropic_wire.model_list())
 
     async def read_calls(_request: Request) -> Response:
         return JSONResponse(calls.as_json())
@@ -40,6 +51,15 @@ def create_simulator(*, key: str | None = None, log: CallLog | None = None) -> S
                 "/v1/chat/completions", Endpoint(openai_wire.ChatCompletions(), calls, key), methods=["POST"]
             ),
             Route("/v1/models", list_models, methods=["GET"]),
+            Route(
+                "/anthropic/v1/messages", Endpoint(anthropic_wire.Messages(), calls, key), methods=["POST"]
+            ),
+            Route(
+                "/anthropic/v1/messages/count_tokens",
+                Endpoint(anthropic_wire.CountTokens(), calls, key),
+                methods=["POST"],
+            ),
+            Route("/anthropic/v1/models", list_anthropic_models, methods=["GET"]),
             Route("/sim/calls", read_calls, methods=["GET"]),
             Route("/sim/calls", forget_calls, methods=["DELETE"]),
         ]
