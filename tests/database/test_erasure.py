@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -300,6 +302,24 @@ def test_of_an_erasure_and_what_comes_with_it_one_is_first(engine: Engine) -> No
         assert set(keys) == {("erased", False)}
         assert len(keys) == (1 if "error" in made else 2)
     engine.assert_books_agree()
+
+
+def test_a_payment_that_is_under_way_leaves_no_note(engine: Engine) -> None:
+    customer = engine.customer()
+    with engine.database.connect(autocommit=False) as paying, engine.database.connect() as erasing:
+        call(paying, "add_credits", p_customer_id=customer.id, p_usd=usd(1), p_note=f"for {PERSON}")
+        with ThreadPoolExecutor(1) as pool:
+            erased = pool.submit(call, erasing, "erase_customer", p_id=customer.id)
+            waiting = (
+                "select count(*) from pg_stat_activity where datname = current_database()"
+                " and wait_event_type = 'Lock'"
+            )
+            while not erased.done() and not engine.value(waiting):
+                time.sleep(0.01)
+            paying.commit()
+            assert erased.result(20)["balance_usd"] == "11"
+    assert PERSON not in everything(engine)
+    assert engine.account(customer.id) == (11, 0)
 
 
 def test_a_customer_is_suspended_at_once(engine: Engine) -> None:

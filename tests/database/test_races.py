@@ -290,9 +290,12 @@ def test_everything_at_once_neither_deadlocks_nor_loses_a_cent(engine: Engine) -
     engine.call("expire_holds")
     assert engine.check() == {
         "ok": True,
+        "full": False,
         "accounts": 3,
+        "closed_through": None,
         "mismatches": [],
         "misbooked_requests": 0,
+        "wrong_checkpoints": None,
         "orphan_holds": 0,
     }
     assert (
