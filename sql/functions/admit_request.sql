@@ -261,7 +261,8 @@ declare
     v_refusal jsonb;
     v_hold numeric := 0;
     v_counted gateway.counted[] := '{}'::gateway.counted[];
-    v_marked boolean[];
+    v_fresh boolean := false;
+    v_beyond boolean;
     v_warnings text[];
 begin
     -- In SQL an absent bound passes every comparison: it has to be refused here or it would hold nothing.
@@ -386,6 +387,7 @@ begin
             v_spend_left := null;
             v_cost_left := null;
             foreach v_limit in array v_limits loop
+                v_fresh := v_fresh or v_limit.used_requests = 0;
                 continue when v_limit.subject = 'service' and v_limit.subject_id <> v_candidate.service_id;
                 continue when v_limit.model_id not in (0, v_candidate.model_id);
                 v_requests_left := least(v_requests_left, v_limit.requests - v_limit.used_requests);
@@ -468,15 +470,11 @@ begin
             'admitted', false, 'key_prefix', v_key.prefix, 'rate_limits', gateway.describe_limits(v_limits, v_at));
     end if;
 
-    -- A limit of a model or a service reserves what its own candidates may use; the settlement gives back what they did not. Beyond a soft
-    -- mark it marks the counter, for the settlements to look closer (record_crossings.sql).
+    -- a limit of a model or a service reserves what its own candidates may use; the settlement gives back what they did not
     select coalesce(array_agg((
-            l.subject, l.subject_id, l.model_id, l.per, l.window_start, 1, u.tokens, u.spend_usd
-        )::gateway.counted), '{}'),
-        array_agg(coalesce(
-            l.used_requests + 1 > l.warn_requests or l.used_tokens + u.tokens > l.warn_tokens or l.used_spend_usd + u.spend_usd > l.warn_spend_usd,
-            false))
-    into v_counted, v_marked
+        l.subject, l.subject_id, l.model_id, l.per, l.window_start, 1, u.tokens, u.spend_usd
+    )::gateway.counted), '{}')
+    into v_counted
     from unnest(v_limits) as l
     cross join lateral (
         select max(c.input_bound + c.output_bound * p_choices) as tokens,
@@ -492,13 +490,21 @@ begin
         set body_hash = decode(p_body_hash, 'hex'), request_id = p_request_id, charged = false, freed = false, created_at = v_at
         where key_id = v_key.id and idempotency_key = p_idempotency_key;
     end if;
+    if v_fresh then  -- a window that was marked has passed: what still runs of it is yet to be seen (record_crossings.sql)
+        insert into gateway.turned_windows (subject, subject_id, model_id, per, window_start, requests, tokens, spend_usd)
+        select c.subject, c.subject_id, c.model_id, c.per, c.window_start, c.requests, c.tokens, c.spend_usd
+        from gateway.limit_counters as c
+        join unnest(v_counted) as x on (c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per)
+        where c.marked and c.window_start < x.window_start
+        on conflict do nothing;
+    end if;
     update gateway.limit_counters as c
     set requests = case when c.window_start = x.window_start then c.requests else 0 end + x.requests,
         tokens = case when c.window_start = x.window_start then c.tokens else 0 end + x.tokens,
         spend_usd = case when c.window_start = x.window_start then c.spend_usd else 0 end + x.spend_usd,
         window_start = x.window_start,
-        marked = x.marked
-    from unnest(v_counted, v_marked) as x (subject, subject_id, model_id, per, window_start, requests, tokens, spend_usd, marked)
+        marked = c.marked and c.window_start = x.window_start
+    from unnest(v_counted) as x
     where (c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per);
 
     update gateway.accounts set held_usd = held_usd + v_hold where customer_id = v_key.customer_id;
@@ -526,16 +532,22 @@ begin
     from unnest(v_limits) as l
     join unnest(v_counted) as x on (x.subject, x.subject_id, x.model_id, x.per) = (l.subject, l.subject_id, l.model_id, l.per);
 
-    select array_agg(distinct w.name) into v_warnings
+    select array_agg(distinct w.name) filter (where l.subject <> 'service'), count(*) > 0 into v_warnings, v_beyond
     from unnest(v_limits) as l
     cross join lateral (values
         (case when l.used_requests > l.warn_requests then 'requests_per_' || l.per end),
         (case when l.used_tokens > l.warn_tokens then 'tokens_per_' || l.per end),
         (case when l.used_spend_usd > l.warn_spend_usd then 'spend_usd_per_' || l.per end)
     ) as w (name)
-    where w.name is not null and l.subject <> 'service';
+    where w.name is not null;
 
-    if v_warnings is not null then
+    if v_beyond then
+        -- from here on the settlements of the window look whether what is really used is beyond the mark, too (record_crossings.sql)
+        update gateway.limit_counters as c
+        set marked = true
+        from unnest(v_limits) as l
+        where (c.subject, c.subject_id, c.model_id, c.per) = (l.subject, l.subject_id, l.model_id, l.per) and not c.marked
+            and (l.used_requests > l.warn_requests or l.used_tokens > l.warn_tokens or l.used_spend_usd > l.warn_spend_usd);
         -- requests are used by being admitted, but where another model may answer, whose counter would keep this one instead
         for v_limit in
             select * from unnest(v_limits) as l

@@ -1,8 +1,7 @@
 -- gateway.correct_counters: adds (possibly negative) amounts to the counters of the windows that admitted a request.
 -- A window that has passed is left alone, unless it was kept for its soft marks: its counter counts another one by now. Locks the counters in
 -- key order, which is the order of every function here, so that no two wait for each other in a circle.
--- Sets gateway.near_a_mark for the transaction where a soft mark may have been crossed (record_crossings.sql): the counter is marked, or a
--- request has used more than its bound.
+-- Where a soft mark may have been crossed it looks closer (record_crossings.sql): the counter is marked, or a request used more than its bound.
 create function gateway.correct_counters(p_corrections gateway.counted[]) returns void
 language plpgsql set search_path = ''
 as $$
@@ -49,7 +48,7 @@ begin
         v_near := v_near or found;
     end if;
     if v_near then
-        perform set_config('gateway.near_a_mark', 'on', true);
+        perform gateway.record_crossings(p_corrections);
     end if;
 end
 $$;

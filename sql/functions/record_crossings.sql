@@ -3,9 +3,9 @@
 -- Counters hold the running requests at their bound, some times what they will use; a bound that is given back has crossed nothing. So:
 -- 1. api.admit_request marks a counter (limit_counters.marked) whose reservation goes beyond a mark. Nothing can cross before that, but by a
 --    provider that bills beyond the bound, which gateway.correct_counters sees by itself.
--- 2. When a request ends that is counted by a marked counter, gateway.correct_counters sets gateway.near_a_mark for the transaction, and the
---    trigger on requests looks closer: what is counted, less what still runs. Nobody else pays for it.
--- 3. Where a window turns while it is marked, its counter is kept in gateway.turned_windows until what ran then has ended.
+-- 2. Where a request ends that is counted by a marked counter, gateway.correct_counters looks closer: at what is counted, less what still runs.
+--    Nobody else pays for it.
+-- 3. Where a window turns while it is marked, its counter is kept in gateway.turned_windows: what ran then may yet carry it beyond the mark.
 -- 4. Requests are used when they are admitted: that crossing is recorded then, unless another model's counter or a service's may give it back.
 -- All of it under the lock of the counter, so that a crossing is found once.
 
@@ -35,16 +35,19 @@ $$;
 comment on function gateway.soft_marks(text, bigint, bigint, text) is 'The soft marks that hold for a counter now, as gateway.applicable_limits has them.';
 revoke all on function gateway.soft_marks(text, bigint, bigint, text) from public;
 
--- Costs a look at each running request (of the customer, or for a service of all): only for a window that is beyond a mark by its bounds.
+-- Costs a look at each running request: only for a window that is beyond a mark by its bounds, and not by what is known to be used.
+-- A request that this transaction has locked is the one that it ends, and runs no more: its row says so (xmax), by the transaction's own id, so
+-- that whoever ends requests does it at the outermost level, not below a savepoint.
 create function gateway.still_running(p_counter gateway.counted, p_customer_id bigint) returns gateway.counted
-language plpgsql stable set search_path = ''
+language plpgsql set search_path = ''
 as $$
 begin
     select coalesce(sum(x.requests), 0), coalesce(sum(x.tokens), 0), coalesce(sum(x.spend_usd), 0)
     into p_counter.requests, p_counter.tokens, p_counter.spend_usd
     from gateway.requests as r
     cross join unnest(r.counted) as x
-    where r.state = 'held' and (r.customer_id = p_customer_id or p_customer_id is null)
+    where r.state = 'held' and r.xmax is distinct from pg_current_xact_id()::xid
+        and (r.customer_id = p_customer_id or p_customer_id is null)
         and (x.subject, x.subject_id, x.model_id, x.per, x.window_start)
             = (p_counter.subject, p_counter.subject_id, p_counter.model_id, p_counter.per, p_counter.window_start);
     return p_counter;
@@ -147,35 +150,3 @@ end
 $$;
 comment on function gateway.record_crossings(gateway.counted[]) is 'Records the soft marks that these windows have crossed by what is really used. Their counters are to be locked.';
 revoke all on function gateway.record_crossings(gateway.counted[]) from public;
-
-create function gateway.record_crossings_of_request() returns trigger
-language plpgsql security definer set search_path = ''
-as $$
-begin
-    perform gateway.record_crossings(new.counted);
-    return null;
-end
-$$;
-comment on function gateway.record_crossings_of_request() is 'Trigger: what the end of a request has carried beyond a soft mark.';
-revoke all on function gateway.record_crossings_of_request() from public;
-
-create function gateway.keep_turned_window() returns trigger
-language plpgsql security definer set search_path = ''
-as $$
-begin
-    insert into gateway.turned_windows (subject, subject_id, model_id, per, window_start, requests, tokens, spend_usd)
-    values (old.subject, old.subject_id, old.model_id, old.per, old.window_start, old.requests, old.tokens, old.spend_usd)
-    on conflict do nothing;
-    return new;
-end
-$$;
-comment on function gateway.keep_turned_window() is 'Trigger: keeps the counter of a marked window when a newer one takes its place.';
-revoke all on function gateway.keep_turned_window() from public;
-
--- The conditions are looked at without calling anything: under a microsecond where nobody is near a mark.
-create trigger record_crossings after update of state on gateway.requests
-    for each row when (old.state <> new.state and current_setting('gateway.near_a_mark', true) = 'on')
-    execute function gateway.record_crossings_of_request();
-create trigger keep_turned_window before update on gateway.limit_counters
-    for each row when (old.marked and new.window_start > old.window_start)
-    execute function gateway.keep_turned_window();

@@ -22,7 +22,7 @@ comment on column gateway.limit_counters.window_start is 'Start of the window th
 comment on column gateway.limit_counters.requests is 'Requests admitted in the window.';
 comment on column gateway.limit_counters.tokens is 'Tokens used in the window; those of running requests at their bound.';
 comment on column gateway.limit_counters.spend_usd is 'USD used in the window; those of running requests at their hold.';
-comment on column gateway.limit_counters.marked is 'Whether the last admission reserved beyond a soft mark of the window: the settlements look whether what is really used does so too.';
+comment on column gateway.limit_counters.marked is 'Whether requests have reserved beyond a soft mark of the window: their settlements look whether what is really used is beyond it, too.';
 
 -- What one request has counted where, so that its settlement corrects the windows that admitted it and no other.
 create type gateway.counted as (

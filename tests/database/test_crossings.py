@@ -229,6 +229,18 @@ def test_a_window_that_turned_meanwhile_can_still_be_crossed(engine: Engine, cus
     assert engine.counter("customer", customer.id, "minute")[1] == 450
 
 
+def test_a_new_window_is_not_marked_for_the_old_one(engine: Engine, customer: Customer) -> None:
+    engine.into_a_fresh_minute(5)
+    warn(engine, {"p_customer_id": customer.id}, tokens_per_minute=1600)
+    marked = "select marked from gateway.limit_counters where subject = 'customer'"
+    for admission in [engine.admitted(customer.key_hash) for _ in range(2)]:
+        assert engine.value(marked)
+        engine.settle(admission)
+    turn(engine)
+    engine.admitted(customer.key_hash)
+    assert not engine.value(marked)
+
+
 def test_a_window_nowhere_near_its_mark_is_not_kept(engine: Engine, customer: Customer) -> None:
     engine.into_a_fresh_minute(5)
     warn(engine, {"p_customer_id": customer.id}, tokens_per_minute=10**6)
@@ -275,7 +287,7 @@ def test_nobody_far_from_a_mark_pays_for_it(engine: Engine, customer: Customer) 
         engine.run("select pg_stat_force_next_flush()")
         count: int = engine.value(
             "select coalesce(sum(calls), 0)::int from pg_stat_user_functions where funcname in"
-            " ('record_crossings', 'soft_marks', 'still_running', 'keep_turned_window', 'record_crossing')"
+            " ('record_crossings', 'soft_marks', 'still_running', 'record_crossing')"
         )
         return count
 
