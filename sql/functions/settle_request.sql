@@ -172,7 +172,7 @@ begin
         v_request, v_request.model_id, v_request.service_id, 1, case when v_outcome = 'failed' then 1 else 0 end, coalesce(v_usage, '{}'),
         v_request.cost_usd, v_request.charge_usd, v_request.uncollected_usd, (p_settlement ->> 'latency_ms')::integer,
         (p_settlement ->> 'time_to_first_token_ms')::integer);
-    if p_settlement -> 'failed_routes' <> 'null' then
+    if jsonb_typeof(p_settlement -> 'failed_routes') = 'array' then
         perform gateway.add_failures(v_request, p_settlement -> 'failed_routes');
     end if;
 

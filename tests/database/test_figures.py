@@ -746,3 +746,11 @@ def test_the_migration_fills_in_what_older_rollups_lack(new_database: NewDatabas
         assert_figures_agree(engine)
         close_all(engine)
         assert_figures_agree(engine)
+
+
+@pytest.mark.parametrize("told", [{}, [], [None, 7, "route"], [{"route_id": 10**9, "fault": "transient"}]])
+def test_no_settlement_fails_for_what_is_told_of_failed_routes(books: Engine, told: Any) -> None:
+    customer = customer_in(books, "UTC")
+    settled = books.settle(books.admitted(customer.key_hash), failed_routes=told)
+    assert settled["status"] == "settled"
+    assert books.value("select sum(failures) from gateway.usage_rollups") == 0

@@ -719,7 +719,7 @@ class Database:
 
     # Analytics
 
-    async def close_usage(self, *, limit: int = 20_000) -> JSONObject:
+    async def close_usage(self, *, limit: int = 10_000) -> JSONObject:
         return await self._object("close_usage", limit=limit)
 
     async def read_admin_monitor(self) -> JSONObject:
