@@ -45,6 +45,10 @@ class Exchange:
     """What one request has with the providers, as far as it has come. Settlement goes by it."""
 
     body: Mapping[str, Any] = field(repr=False)
+    kind: type[ProviderCall] = ProviderCall
+    """What is called for: chat, or another kind of call."""
+    files: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What calls of that kind have beside the body."""
     stream: bool = False
     wants_usage: bool = False
     candidates: Sequence[Candidate] = ()
@@ -121,7 +125,7 @@ class Upstream:
             )
         except GatewayError as error:
             raise _misconfigured(candidate, error.detail or error.message) from error
-        return ProviderCall(
+        return exchange.kind(
             provider=provider,
             base_url=base_url,
             model=candidate.upstream_model,
@@ -132,6 +136,7 @@ class Upstream:
             wants_usage=exchange.wants_usage,
             site_url=self._settings.openrouter_site_url,
             site_name=self._settings.openrouter_site_name,
+            **exchange.files,
         )
 
     async def _send(self, exchange: Exchange, candidate: Candidate, call: ProviderCall) -> httpx.Response:
@@ -145,7 +150,10 @@ class Upstream:
             if event.endswith(".send_request_body.complete"):
                 exchange.candidate = candidate
 
-        upstream = call.provider.wire.build_request(call)
+        wire = call.wire
+        if wire is None:
+            raise _misconfigured(candidate, f"no {type(call).__name__} goes to this provider")
+        upstream = wire.build_request(call)
         request = self._http.build_request(
             upstream.method,
             upstream.url,
@@ -175,7 +183,7 @@ class Upstream:
             content = b""
         finally:
             await response.aclose()
-        raise call.provider.wire.parse_error(call, response.status_code, response.headers, content)
+        raise wire.parse_error(call, response.status_code, response.headers, content)
 
 
 async def read_answer(call: ProviderCall, response: httpx.Response) -> bytes:

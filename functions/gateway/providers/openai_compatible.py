@@ -86,7 +86,7 @@ class OpenAICompatibleWire:
         choices = body.get("choices")
         if body.get("error") and not choices:
             # OpenRouter answers 200 and puts the error into the body when the model fails.
-            raise _error_in_body(call, body)
+            raise error_in_body(call, body)
         if (
             not isinstance(choices, list)
             or not all(isinstance(choice, dict) for choice in choices)
@@ -241,7 +241,7 @@ class OpenAIStream:
     def _take_chunk(self, chunk: dict[str, Any], text: str, *, is_error: bool) -> StreamEvent | None:
         usage = self._take_usage(chunk)
         if is_error or chunk.get("error"):
-            return self._fail(_error_in_body(self._call, chunk))
+            return self._fail(error_in_body(self._call, chunk))
         if not self._head:
             self._head = {
                 name: value for name, value in chunk.items() if name not in {"choices", "usage", "x_groq"}
@@ -455,7 +455,7 @@ def _content_texts(content: Any) -> Iterator[str]:
                 yield from _content_texts(part.get("thinking"))
 
 
-def _error_in_body(call: ProviderCall, body: dict[str, Any]) -> ProviderError:
+def error_in_body(call: ProviderCall, body: dict[str, Any]) -> ProviderError:
     """Read an error that came with status 200; OpenRouter's `code` is the status that it would have had."""
     error = body.get("error")
     code = error.get("code") if isinstance(error, dict) else None

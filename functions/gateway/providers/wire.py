@@ -110,6 +110,11 @@ class ProviderCall:
     dropped: frozenset[str] = frozenset()
     """Parameters that are left out where the provider can't be told them; any other is refused (422)."""
 
+    @property
+    def wire(self) -> Wire | None:
+        """The wire that carries it; None where the provider has none for it."""
+        return self.provider.wire
+
 
 @dataclass(frozen=True, slots=True)
 class InputImage:
@@ -131,6 +136,20 @@ class ImageCall(ProviderCall):
     images: tuple[InputImage, ...] = ()
     """What is to be edited; empty where images are made from the prompt alone."""
     mask: InputImage | None = None
+
+    @property
+    def wire(self) -> ImageWire | None:
+        return self.provider.images
+
+
+class EmbeddingCall(ProviderCall):
+    """One call for embeddings."""
+
+    __slots__ = ()
+
+    @property
+    def wire(self) -> EmbeddingWire | None:
+        return self.provider.embeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +186,7 @@ class ImageAnswer:
     """Without the number of images. None where the provider told none: it is then the bound."""
     images: int
     """How many were made, and are paid for."""
+    reported_cost_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +196,7 @@ class EmbeddingAnswer:
     body: dict[str, Any] = field(repr=False)
     usage: TokenUsage | None
     """None where the provider told none: it is then counted from the texts."""
+    reported_cost_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,9 +265,12 @@ class ChatStream(Protocol):
 
 
 class Wire(Protocol):
-    """What wire formats have in common, whatever for."""
+    """What wire formats have in common, whatever they are for."""
 
     name: str
+
+    def build_request(self, call: Any) -> UpstreamRequest:
+        """Translate the call, of the kind that the wire is for."""
 
     def parse_error(
         self, call: ProviderCall, status: int, headers: Mapping[str, str], content: bytes
