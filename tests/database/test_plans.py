@@ -172,3 +172,26 @@ def test_what_is_left_of_limits_and_credits_is_read_by_index(crowded: tuple[Engi
         assert engine.call("read_credits", p_customer_id=customer.id)["total_usage_usd"] != "0"
 
     assert_by_index(engine, work)
+
+
+def test_the_end_of_a_request_near_a_mark_is_looked_at_by_index(crowded: tuple[Engine, Customer]) -> None:
+    engine, _ = crowded
+    customer = engine.customer("1000", requests_per_minute=10**6)
+    service = engine.value("select min(id) from gateway.services")
+    warn = {"tokens_per_day": 1000, "requests_per_day": 1}
+    for subject in ({"p_customer_id": customer.id}, {"p_service_id": service}):
+        engine.call("set_limits", **subject, p_rate_limits={}, p_warn=warn)
+    engine.admitted(customer.key_hash)
+    for mode in ("force_custom_plan", "force_generic_plan"):
+        engine.run(f"set plan_cache_mode = {mode}")
+        # its bound is beyond the mark, then what is used: looked at, and recorded
+        for used in (5, 2000):
+
+            def work(used: int = used) -> None:
+                engine.settle(engine.admitted(customer.key_hash), usage={"input": used})
+
+            assert_by_index(engine, work)
+    engine.run("reset plan_cache_mode")
+    assert (
+        engine.value("select count(*) from gateway.limit_crossings where customer_id = %s", customer.id) == 2
+    )
