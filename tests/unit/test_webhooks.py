@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import ssl
 import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -19,6 +22,7 @@ from gateway.webhooks import WebhookSender, sign
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 MASTER = {"b": bytes(range(32))}
 SECRET = "whsec_" + base64.b64encode(bytes(range(24))).decode()
@@ -168,8 +172,6 @@ async def test_anything_but_2xx_is_a_failure(status: int) -> None:
 async def test_a_receiver_that_does_not_answer_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent(httpx.AsyncBaseTransport):
         async def handle_async_request(self, _request: httpx.Request) -> httpx.Response:
-            import asyncio
-
             await asyncio.Event().wait()
             raise AssertionError
 
@@ -213,3 +215,67 @@ def test_the_body_is_json_as_it_stands() -> None:
         "webhook-signature": sign(key, "evt_01", int(time.time()), body),
     }
     assert Webhook(SECRET).verify(body, headers) == {"name": "Zoë"}
+
+
+def certificate(name: str, directory: Path) -> Path:
+    """A file with a key and a certificate of its own for `name`."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = directory / "certificate.pem"
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        + made.public_bytes(serialization.Encoding.PEM)
+    )
+    return path
+
+
+async def test_the_certificate_is_to_be_the_names_and_not_the_address(tmp_path: Path) -> None:
+    """Over real TLS: connected to an address, the receiver proves that it is the host of the URL."""
+    path = certificate("hooks.example.com", tmp_path)
+    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    serving.load_cert_chain(path)
+    heads: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=serving)
+    port = server.sockets[0].getsockname()[1]
+    trusting = ssl.create_default_context(cafile=path)
+    settings = Settings(rest_url="https://x.example.com", supabase_key=SecretStr("key"), master_keys=MASTER)
+    async with server, httpx.AsyncClient(verify=trusting, trust_env=False) as http:
+        sender = WebhookSender(settings, http)
+
+        async def post(name: str) -> int:
+            url = httpx.URL(f"https://127.0.0.1:{port}/in")
+            return await sender._post_to(url, name, {"host": f"{name}:{port}"}, b"{}")
+
+        assert await post("hooks.example.com") == 204
+        assert f"Host: hooks.example.com:{port}".lower().encode() in heads[0].lower()
+        for stranger in ("other.example.com", "127.0.0.1"):
+            with pytest.raises(httpx.ConnectError, match="certificate"):
+                await post(stranger)
+    assert len(heads) == 1
