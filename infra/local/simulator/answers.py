@@ -121,11 +121,15 @@ def media_kind(media_type: str) -> str:
 
 def digest(data: str) -> str:
     """Return a short name of the bytes that `data` is the base64 of. Raises ValueError where it is none."""
+    return f"sha256:{hashlib.sha256(data_bytes(data)).hexdigest()[:16]}"
+
+
+def data_bytes(data: str) -> bytes:
+    """Return the bytes that `data` is the base64 of. Raises ValueError where it is none."""
     try:
-        raw = base64.b64decode(data, validate=True)
+        return base64.b64decode(data, validate=True)
     except binascii.Error as error:
         raise ValueError(str(error)) from None
-    return f"sha256:{hashlib.sha256(raw).hexdigest()[:16]}"
 
 
 def data_url(url: str) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from infra.local.simulator import anthropic_wire, openai_wire
+from infra.local.simulator import anthropic_wire, gemini_wire, openai_wire
 from infra.local.simulator.calls import CallLog
 from infra.local.simulator.endpoint import Asked, Endpoint, Refusal
 
@@ -38,6 +38,15 @@ def create_simulator(*, key: str | None = None, log: CallLog | None = None) -> S
             return JSONResponse(refusal.body, refusal.status)
         return JSONResponse(anthropic_wire.model_list())
 
+    async def list_gemini_models(request: Request) -> Response:
+        headers = dict(request.headers)
+        asked = Asked(request.url.path, request.url.query, headers, {}, key=headers.get("x-goog-api-key", ""))
+        try:
+            gemini_wire.check_key(asked, key)
+        except Refusal as refusal:
+            return JSONResponse(refusal.body, refusal.status)
+        return JSONResponse(gemini_wire.model_list())
+
     async def read_calls(_request: Request) -> Response:
         return JSONResponse(calls.as_json())
 
@@ -60,6 +69,19 @@ def create_simulator(*, key: str | None = None, log: CallLog | None = None) -> S
                 methods=["POST"],
             ),
             Route("/anthropic/v1/models", list_anthropic_models, methods=["GET"]),
+            *(
+                Route(
+                    f"/gemini/{version}/models/{{model:path}}:{method}",
+                    Endpoint(wire, calls, key),
+                    methods=["POST"],
+                )
+                for version in gemini_wire.VERSIONS
+                for method, wire in gemini_wire.METHODS.items()
+            ),
+            *(
+                Route(f"/gemini/{version}/models", list_gemini_models, methods=["GET"])
+                for version in gemini_wire.VERSIONS
+            ),
             Route("/sim/calls", read_calls, methods=["GET"]),
             Route("/sim/calls", forget_calls, methods=["DELETE"]),
         ]
