@@ -27,11 +27,12 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def parse_request(raw: bytes, *, exact: bool = False) -> Any:
+def parse_request(raw: bytes, *, exact: bool = False, storable: bool = True) -> Any:
     """Return the value that a client's body holds.
 
     With `exact`, numbers with a fraction or an exponent are Decimal: 0.1 is then what the client wrote, which
-    no float is. For bodies that hold money.
+    no float is. For bodies that hold money. Where it need not be `storable`, NUL and surrogates pass: for
+    JSON inside a body, such as a tool's arguments, that is passed on and not kept.
 
     Raises BadRequest (400), naming the field by its dotted path where there is one.
     """
@@ -58,8 +59,9 @@ def parse_request(raw: bytes, *, exact: bool = False) -> Any:
         raise BadRequest("The request body holds a number that is too long.", code="invalid_json") from None
     # Neither walk is needed for nearly every body: a count of brackets bounds the depth, and NUL or a
     # surrogate can only come from an escape, as the decoder refuses the first raw and UTF-8 the second.
-    if text.count("[") + text.count("{") > MAX_DEPTH or "\\u0000" in text or _SURROGATE_ESCAPE.search(text):
-        _refuse_unstorable(value)
+    unstorable = storable and ("\\u0000" in text or _SURROGATE_ESCAPE.search(text) is not None)
+    if unstorable or text.count("[") + text.count("{") > MAX_DEPTH:
+        _refuse_unfit(value, storable=storable)
     return value
 
 
@@ -132,7 +134,7 @@ def _null(_name: str) -> None:
     return None
 
 
-def _refuse_unstorable(value: Any) -> None:
+def _refuse_unfit(value: Any, *, storable: bool) -> None:
     # Depth first with a stack of iterators: the depth is the length of the stack, and no recursion.
     path: list[str | int] = []
     stack: list[Iterator[tuple[str | int, Any]]] = [iter([("", value)])]
@@ -144,9 +146,9 @@ def _refuse_unstorable(value: Any) -> None:
                 path.pop()
             continue
         key, item = entry
-        if isinstance(key, str):
+        if isinstance(key, str) and storable:
             _refuse_text(key, path, "name")
-        if isinstance(item, str):
+        if isinstance(item, str) and storable:
             _refuse_text(item, [*path, key] if len(stack) > 1 else [], "text")
         elif isinstance(item, dict | list):
             if len(stack) > MAX_DEPTH:

@@ -49,12 +49,16 @@ TOKENS_PER_NAME = 1
 TOKENS_PER_REPLY = 3
 IMAGE_TOKENS = 765
 """An image of 1024 x 1024 in high detail at OpenAI: the estimate for media where nobody told a figure."""
+MAX_IMAGE_TOKENS = 16_384
+"""More than any model in use reads of one image: OpenAI's largest come to 14364, Gemini's to 2240."""
 
 # For bounds. Templates of open models wrap a message in up to a dozen tokens, add a system prompt of their
-# own (Llama's and Qwen's are below 40), and explain tools in some 350 (Hermes's format; Anthropic's 346).
+# own (Llama's and Qwen's are below 40), and explain tools in some 350 (Hermes's format). Anthropic explains
+# them in 290 to 804 (Opus 4.7 with a forced choice), and an output format in a prompt of its own, too.
 _BOUND_PER_MESSAGE = 16
 _BOUND_PER_REQUEST = 64
-_BOUND_FOR_TOOLS = 512
+_BOUND_FOR_TOOLS = 1024
+_EXPLAINED_FIELDS = ("tools", "functions", "response_format", "output_config")
 
 # tiktoken's regular expression overflows its stack on a million spaces (measured; it panics), and merging
 # takes n log n in the longest run without a break: 2 s for 4 MB. In blocks of this size neither shows.
@@ -125,8 +129,10 @@ _TEXT_FIELDS = frozenset(
         "reasoning_content",
         "reasoning_details",
         "annotations",
+        "citations",
         "cache_control",
         "prefix",
+        "is_error",
     }
 )
 _PLAIN_TOOLS = frozenset({"function", "custom"})
@@ -145,7 +151,7 @@ def input_bound(body: Mapping[str, Any]) -> int | None:
     if not all(isinstance(tool, dict) and tool.get("type") in _PLAIN_TOOLS for tool in tools):
         return None
     bound = _BOUND_PER_REQUEST
-    if tools or body.get("functions"):
+    if any(body.get(name) for name in _EXPLAINED_FIELDS):
         bound += _BOUND_FOR_TOOLS
     for message in body.get("messages") or []:
         size = _message_bytes(message)
@@ -156,6 +162,29 @@ def input_bound(body: Mapping[str, Any]) -> int | None:
         if name != "messages" and name not in _UNSEEN_FIELDS and value is not None:
             bound += len(name) + _json_bytes(value)
     return bound
+
+
+def embedding_bound(given: str | Sequence[Any]) -> int:
+    """Return a number of tokens that what is to be embedded can't exceed: a text, tokens, or several of them.
+
+    Tokens are the provider's own, and count as what they are.
+    """
+    inputs: Sequence[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+    return sum(
+        _BOUND_PER_MESSAGE + (_text_bytes(value) if isinstance(value, str) else len(value))
+        for value in inputs
+    )
+
+
+def image_bound(prompt: str, images: int) -> int:
+    """Return a number of tokens that a prompt and so many images to edit can't exceed."""
+    return _BOUND_PER_REQUEST + _text_bytes(prompt) + images * MAX_IMAGE_TOKENS
+
+
+def count_embedded(given: str | Sequence[Any], model: str = "") -> int:
+    """Return the tokens of what was embedded, for a provider that did not tell."""
+    inputs: Sequence[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+    return sum(count_text(value, model) if isinstance(value, str) else len(value) for value in inputs)
 
 
 def count_text(text: str, model: str = "") -> int:

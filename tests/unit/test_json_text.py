@@ -79,6 +79,12 @@ def test_text_that_the_database_cannot_hold_is_400_and_named(raw: bytes, param: 
     assert caught.value.param == param
 
 
+def test_what_is_only_passed_on_need_not_be_storable_and_is_not_deep_either() -> None:
+    assert parse_request(b'{"\\u0000":"\\ud800"}', storable=False) == {"\0": "\ud800"}
+    with pytest.raises(BadRequest):
+        parse_request(b"[" * (MAX_DEPTH + 2) + b"]" * (MAX_DEPTH + 2), storable=False)
+
+
 def test_escaped_pairs_and_escaped_backslashes_are_text() -> None:
     assert parse_request(b'{"a":"\\ud83d\\ude00","b":"\\\\u0000","c":"\\\\ud800"}') == {
         "a": "😀",

@@ -26,6 +26,7 @@ from gateway.schemas.usage import TokenUsage
 from gateway.service_urls import check_base_url
 
 KEY = "opaque-provider-key"
+SPEAKERS = [provider for provider in PROVIDERS if provider.wire is OPENAI_COMPATIBLE]
 BODY: dict[str, Any] = {
     "model": "catalogue/name",
     "messages": [{"role": "user", "content": "héllo 😀"}],
@@ -53,7 +54,7 @@ def _sent(call: ProviderCall) -> dict[str, Any]:
 # The request.
 
 
-@pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provider: provider.name)
+@pytest.mark.parametrize("provider", SPEAKERS, ids=lambda provider: provider.name)
 @pytest.mark.parametrize("stream", [False, True])
 def test_every_providers_request_is_the_clients_body_put_right(provider: Provider, stream: bool) -> None:
     before = json.dumps(BODY)

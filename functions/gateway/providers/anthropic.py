@@ -36,7 +36,7 @@ from gateway.providers.wire import (
 from gateway.schemas.usage import TokenUsage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from decimal import Decimal
 
     from gateway.providers.sse import ServerSentEvent
@@ -211,11 +211,9 @@ class _Message:
             text = _string(block.get("thinking"))
             self._reasoning.append(text)
             self._generated.append(text)
-            self._details.append(
-                {**_detail(kind, self._places.take(kind)), "text": text, "signature": block.get("signature")}
-            )
+            self._details.append({**self._detail(kind), "text": text, "signature": block.get("signature")})
         elif kind == "redacted_thinking":
-            self._details.append({**_detail(kind, self._places.take(kind)), "data": block.get("data")})
+            self._details.append({**self._detail(kind), "data": block.get("data")})
         elif kind == "tool_use":
             self._places.take(kind)
             name, arguments = _string(block.get("name")), _json(block.get("input"))
@@ -227,6 +225,9 @@ class _Message:
                     "function": {"name": name, "arguments": arguments},
                 }
             )
+
+    def _detail(self, kind: str) -> dict[str, Any]:
+        return _detail(kind, len(self._details), self._places.take(kind))
 
     def as_openai(self) -> dict[str, Any]:
         message: dict[str, Any] = {
@@ -263,7 +264,7 @@ class AnthropicStream:
             "model": call.model,
         }
         self._blocks: dict[int, _OpenBlock] = {}
-        self._calls = self._citations = 0
+        self._calls = self._thoughts = self._citations = 0
         self._generated: list[str] = []
         self._reported: dict[str, Any] = {}
         self._usage: TokenUsage | None = None
@@ -364,11 +365,12 @@ class AnthropicStream:
         kind = block.get("type")
         if kind not in {"text", "thinking", "redacted_thinking", "tool_use"}:
             return []
-        opened = self._blocks[index] = _OpenBlock(str(kind), self._places.take(kind))
+        opened = self._blocks[index] = _OpenBlock(str(kind), self._thoughts, self._places.take(kind))
+        self._thoughts += kind in {"thinking", "redacted_thinking"}
         if kind == "text":
             return self._extend(index, {"type": "text_delta", "text": block.get("text")})
         if kind == "redacted_thinking":
-            return [self._chunk({"reasoning_details": [{**opened.detail(), "data": block.get("data")}]})]
+            return [self._chunk(opened.thought(data=block.get("data")))]
         if kind == "thinking":
             return self._extend(index, {"type": "thinking_delta", "thinking": block.get("thinking")})
         opened.call, self._calls = self._calls, self._calls + 1
@@ -398,15 +400,12 @@ class AnthropicStream:
         match delta.get("type"):
             case "text_delta":
                 text = _string(delta.get("text"))
-                return self._say(text, {"content": text})
+                return self._say(text, lambda: {"content": text})
             case "thinking_delta":
                 text = _string(delta.get("thinking"))
-                return self._say(
-                    text, {"reasoning_content": text, "reasoning_details": [{**block.detail(), "text": text}]}
-                )
+                return self._say(text, lambda: {"reasoning_content": text, **block.thought(text=text)})
             case "signature_delta":
-                signed = {**block.detail(), "signature": delta.get("signature")}
-                return [self._chunk({"reasoning_details": [signed]})]
+                return [self._chunk(block.thought(signature=delta.get("signature")))]
             case "input_json_delta":
                 return self._say_arguments(block, _string(delta.get("partial_json")))
             case "citations_delta":
@@ -424,7 +423,9 @@ class AnthropicStream:
 
     def _say_arguments(self, block: _OpenBlock, text: str) -> list[StreamEvent]:
         block.argued = block.argued or bool(text)
-        return self._say(text, {"tool_calls": [{"index": block.call, "function": {"arguments": text}}]})
+        return self._say(
+            text, lambda: {"tool_calls": [{"index": block.call, "function": {"arguments": text}}]}
+        )
 
     def _finish(self, said: dict[str, Any]) -> list[StreamEvent]:
         told = {name: value for name, value in _dict(said.get("usage")).items() if value is not None}
@@ -444,11 +445,11 @@ class AnthropicStream:
             )
         ]
 
-    def _say(self, text: str, delta: dict[str, Any]) -> list[StreamEvent]:
+    def _say(self, text: str, delta: Callable[[], dict[str, Any]]) -> list[StreamEvent]:
         if not text:
             return []
         self._generated.append(text)
-        return [self._chunk(delta)]
+        return [self._chunk(delta())]
 
     def _chunk(self, delta: dict[str, Any], *, finish_reason: str | None = None, **native: Any) -> Chunk:
         if not self._begun:
@@ -468,23 +469,26 @@ class AnthropicStream:
 class _OpenBlock:
     """A content block that is being streamed."""
 
-    def __init__(self, kind: str, place: int) -> None:
+    def __init__(self, kind: str, thought: int, place: int) -> None:
         self.kind = kind
         self.call = 0
         """Which of the tool calls it is."""
         self.input: Any = None
         """The arguments as the block began with them."""
         self.argued = False
-        self._place = place
+        self._head = _detail(kind, thought, place)
         self._shown = False
 
-    def detail(self) -> dict[str, Any]:
-        """Return the head of an entry of reasoning_details: whole the first time, as parts are joined."""
-        whole = _detail(self.kind, self._place)
+    def thought(self, **part: Any) -> dict[str, Any]:
+        """Return a delta with a part of this thought. The first says what it is: parts are joined."""
+        head = self._head
         if self._shown:
-            del whole["format"]
+            head = {name: head[name] for name in ("type", "index")}
+        elif self.kind == "thinking":
+            # Where the text is omitted, the signature alone comes.
+            head = {**head, "text": ""}
         self._shown = True
-        return whole
+        return {"reasoning_details": [head | part]}
 
 
 def read_usage(reported: Any) -> TokenUsage | None:
@@ -528,9 +532,10 @@ def _refusal(message: Mapping[str, Any]) -> str | None:
     return explanation if isinstance(explanation, str) and explanation else None
 
 
-def _detail(kind: str, place: int) -> dict[str, Any]:
+def _detail(kind: str, number: int, place: int) -> dict[str, Any]:
+    """Return the head of an entry of reasoning_details: the how-manieth it is, and which block it was."""
     name = "reasoning.text" if kind == "thinking" else "reasoning.encrypted"
-    return {"type": name, "format": REASONING_FORMAT, "index": place}
+    return {"type": name, "format": REASONING_FORMAT, "index": number, "block": place}
 
 
 def _reported(call: ProviderCall, body: dict[str, Any]) -> ProviderError:

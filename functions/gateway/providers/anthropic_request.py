@@ -61,6 +61,7 @@ _TRANSLATED = frozenset(
         "cache_control",
     }
 )
+_CONTENT = frozenset({"messages", "tools"})
 _SEEN_TO = frozenset({"model", "models", "max_tokens", "max_completion_tokens", "stream", "stream_options"})
 # What asks for nothing that would not be so anyway.
 _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
@@ -119,7 +120,7 @@ def build_body(call: ProviderCall) -> dict[str, Any]:
     asked = {
         name: value
         for name, value in call.body.items()
-        if name in _TRANSLATED and value is not None and name not in call.dropped
+        if name in _TRANSLATED and value is not None and (name in _CONTENT or name not in call.dropped)
     }
     system, messages = _Conversation(call).read(asked.get("messages") or [])
     body: dict[str, Any] = {"model": call.model, "max_tokens": call.output_bound, "messages": messages}
@@ -473,7 +474,7 @@ def _marked(blocks: list[Block], source: Mapping[str, Any]) -> list[Block]:
 
 
 def _with_reasoning(blocks: list[Block], message: Mapping[str, Any]) -> list[Block]:
-    """Return the blocks with what was thought before them, each thought where its index says it stood.
+    """Return the blocks with what was thought, each thought where it says that it stood.
 
     The API demands the thoughts of a turn that called tools back, in their order and unchanged.
     """
@@ -482,8 +483,8 @@ def _with_reasoning(blocks: list[Block], message: Mapping[str, Any]) -> list[Blo
     for position, detail in enumerate(details if isinstance(details, list) else []):
         thought = _thought(detail)
         if thought is not None:
-            index = detail.get("index")
-            placed.insert(index if isinstance(index, int) and index >= 0 else position, thought)
+            place = detail.get("block")
+            placed.insert(place if isinstance(place, int) and place >= 0 else position, thought)
     return placed
 
 
@@ -513,7 +514,7 @@ def _arguments(text: Any, path: str) -> dict[str, Any]:
     if not isinstance(text, str) or not text.strip():
         return {}
     try:
-        arguments = json_text.parse_request(text.encode())
+        arguments = json_text.parse_request(text.encode("utf-8", "surrogatepass"), storable=False)
     except BadRequest:
         arguments = None
     if not isinstance(arguments, dict):
