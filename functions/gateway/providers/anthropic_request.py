@@ -17,8 +17,8 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, Any
 
-from gateway import json_text
-from gateway.errors import BadRequest, Unprocessable
+from gateway.errors import Unprocessable
+from gateway.providers.chat_request import object_field, read_data_url, refuse_unknown, tool_arguments
 from gateway.providers.failures import refuse_parameter, unsupported_content
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ REASONING_FORMAT = "anthropic-claude-v1"
 """OpenRouter's name for reasoning_details that hold Anthropic's signatures."""
 
 _IMAGE_TYPES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
-_DATA_URL = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),(.*)", re.DOTALL | re.IGNORECASE)
 _TOOL_ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _MODEL = re.compile(r"claude-(?:([a-z]+)-)?(\d{1,2})(?:[.-](\d{1,2}))?(?:-([a-z]+))?(?![0-9])")
 
@@ -203,8 +202,8 @@ def _tool(call: ProviderCall, tool: Any, path: str) -> Block:
         # Its own tools that run at the provider's (web search, code) cost what no price of ours covers.
         raise unsupported_content(call, f"{path}.type", "tools other than functions")
     function = tool.get("function") or {}
-    _refuse_unknown(call, tool, {"type", "function", *_TOOL_EXTRAS}, path)
-    _refuse_unknown(call, function, _FUNCTION_FIELDS, f"{path}.function")
+    refuse_unknown(call, tool, {"type", "function", *_TOOL_EXTRAS}, path)
+    refuse_unknown(call, function, _FUNCTION_FIELDS, f"{path}.function")
     # A function's arguments are an object; the API wants that said.
     built: Block = {
         "name": function.get("name"),
@@ -233,14 +232,14 @@ def _tool_choice(call: ProviderCall, choice: Any, *, with_tools: bool) -> Block 
 
 def _add_output(call: ProviderCall, asked: Mapping[str, Any], body: dict[str, Any]) -> None:
     """Add how much to think and in which form to answer."""
-    config = dict(_object(asked, "output_config"))
-    thinking = _object(asked, "thinking")
+    config = dict(object_field(asked, "output_config"))
+    thinking = object_field(asked, "thinking")
     if thinking:
         body["thinking"] = thinking
     effort = asked.get("reasoning_effort")
     if effort is not None:
         _add_effort(call, effort, body, config)
-    form = _object(asked, "response_format")
+    form = object_field(asked, "response_format")
     if form and form.get("type") != "text":
         schema = _schema(form)
         if schema is None:
@@ -308,7 +307,7 @@ def _schema(form: Mapping[str, Any]) -> Block | None:
 
 def _add_account(call: ProviderCall, asked: Mapping[str, Any], body: dict[str, Any]) -> None:
     """Add whose request it is, and at which tier."""
-    metadata = _object(asked, "metadata")
+    metadata = object_field(asked, "metadata")
     if metadata.keys() - {"user_id"}:
         refuse_parameter(call, "metadata", "it keeps no metadata but user_id")
     said: dict[str, Any] = {
@@ -332,21 +331,6 @@ def _add_account(call: ProviderCall, asked: Mapping[str, Any], body: dict[str, A
             body["service_tier"] = _SERVICE_TIERS[tier]
         else:
             refuse_parameter(call, "service_tier", f"it knows {' and '.join(_SERVICE_TIERS)}")
-
-
-def _object(asked: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = asked.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise Unprocessable(f"{name} must be an object.", param=name)
-    return value
-
-
-def _refuse_unknown(call: ProviderCall, given: Mapping[str, Any], known: Any, path: str) -> None:
-    for name, value in given.items():
-        if value is not None and name not in known:
-            refuse_parameter(call, f"{path}.{name}")
 
 
 # Messages
@@ -424,7 +408,7 @@ class _Conversation:
         function = tool_call.get("function")
         if tool_call.get("type", "function") != "function" or not isinstance(function, dict):
             raise unsupported_content(self._call, f"{path}.type", "calls of tools other than functions")
-        _refuse_unknown(self._call, tool_call, {"id", "type", "index", "function", "cache_control"}, path)
+        refuse_unknown(self._call, tool_call, {"id", "type", "index", "function", "cache_control"}, path)
         call_id = tool_call.get("id")
         if not call_id:
             raise Unprocessable("A tool call needs an id, by which its result is found.", param=f"{path}.id")
@@ -433,7 +417,7 @@ class _Conversation:
             "type": "tool_use",
             "id": _tool_id(call_id),
             "name": function["name"],
-            "input": _arguments(function.get("arguments"), f"{path}.function.arguments"),
+            "input": tool_arguments(function.get("arguments"), f"{path}.function.arguments"),
         }
         return _marked([block], tool_call)[0]
 
@@ -450,7 +434,7 @@ class _Conversation:
             reader = readers.get(kind)
             if reader is None:
                 raise unsupported_content(self._call, where, f"content of type {kind!r} here")
-            _refuse_unknown(self._call, part, {"type", "cache_control", *_PART_FIELDS[kind]}, where)
+            refuse_unknown(self._call, part, {"type", "cache_control", *_PART_FIELDS[kind]}, where)
             block = reader(self._call, part, where)
             if block is not None:
                 blocks += _marked([block], part)
@@ -510,18 +494,6 @@ def _tool_id(call_id: str) -> str:
     return f"call_{hashlib.sha256(call_id.encode('utf-8', 'surrogatepass')).hexdigest()[:40]}"
 
 
-def _arguments(text: Any, path: str) -> dict[str, Any]:
-    if not isinstance(text, str) or not text.strip():
-        return {}
-    try:
-        arguments = json_text.parse_request(text.encode("utf-8", "surrogatepass"), storable=False)
-    except BadRequest:
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise Unprocessable("A tool call's arguments must be a JSON object.", param=path)
-    return arguments
-
-
 # Content parts
 
 
@@ -550,11 +522,11 @@ def _image(call: ProviderCall, part: dict[str, Any], path: str) -> Block:
     where = f"{path}.image_url"
     if image.get("detail") not in {None, "auto"}:
         refuse_parameter(call, f"{where}.detail", "it chooses an image's detail itself")
-    _refuse_unknown(call, image, {"url", "detail"}, where)
+    refuse_unknown(call, image, {"url", "detail"}, where)
     url: str = image["url"]
     if url.startswith(("https://", "http://")):
         return {"type": "image", "source": {"type": "url", "url": url}}
-    media_type, data = _data_url(call, url, f"{where}.url")
+    media_type, data = read_data_url(call, url, f"{where}.url")
     return _base64_image(call, media_type, data, f"{where}.url")
 
 
@@ -570,14 +542,14 @@ def _file(call: ProviderCall, part: dict[str, Any], path: str) -> Block:
     where = f"{path}.file"
     if file.get("file_id"):
         raise unsupported_content(call, f"{where}.file_id", "files that were uploaded elsewhere")
-    _refuse_unknown(call, file, _FILE_FIELDS, where)
+    refuse_unknown(call, file, _FILE_FIELDS, where)
     given = file.get("file_data")
     if not isinstance(given, str):
         raise Unprocessable("A file part needs file_data: a data URL.", param=f"{where}.file_data")
     if given.startswith(("https://", "http://")):
         source = {"type": "url", "url": given}
     else:
-        media_type, data = _data_url(call, given, f"{where}.file_data")
+        media_type, data = read_data_url(call, given, f"{where}.file_data")
         if media_type.startswith("image/"):
             return _base64_image(call, media_type, data, f"{where}.file_data")
         source = _document_source(call, media_type, data, f"{where}.file_data")
@@ -603,17 +575,6 @@ def _document_source(call: ProviderCall, media_type: str, data: str, path: str) 
     except (binascii.Error, ValueError):
         raise Unprocessable("A text file must be UTF-8 in base64.", param=path) from None
     return {"type": "text", "media_type": "text/plain", "data": text}
-
-
-def _data_url(call: ProviderCall, url: str, path: str) -> tuple[str, str]:
-    """Return the media type and the base64 text of a data URL."""
-    found = _DATA_URL.fullmatch(url)
-    if found is None:
-        raise unsupported_content(call, path, "media other than by https URL or data URL")
-    media_type, parameters, data = found.groups()
-    if ";base64" not in parameters.lower():
-        raise unsupported_content(call, path, "data URLs that are not in base64")
-    return media_type.strip().lower(), data
 
 
 _USER_PARTS: Mapping[str, Reader] = {"text": _text, "image_url": _image, "file": _file}
