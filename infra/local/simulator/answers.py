@@ -7,6 +7,7 @@ import binascii
 import functools
 import hashlib
 import json
+import math
 import os
 import struct
 import zlib
@@ -155,6 +156,14 @@ def picture(text: str, side: int = 8) -> bytes:
         + chunk(b"IDAT", zlib.compress(rows, 9))
         + chunk(b"IEND", b"")
     )
+
+
+def embedding(text: str, dimensions: int) -> list[float]:
+    """Return a unit vector made from `text`: the same text always gives the same one."""
+    stream = hashlib.shake_256(text.encode()).digest(4 * dimensions)
+    values = [number / 2**32 - 0.5 for number in struct.unpack(f">{dimensions}I", stream)]
+    length = math.sqrt(sum(value * value for value in values))
+    return [round(value / length, 9) for value in values]
 
 
 def signature(text: str) -> str:

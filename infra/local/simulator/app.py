@@ -8,7 +8,13 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from infra.local.simulator import anthropic_wire, gemini_wire, openai_wire
+from infra.local.simulator import (
+    anthropic_wire,
+    gemini_wire,
+    openai_media,
+    openai_wire,
+    text_completions,
+)
 from infra.local.simulator.calls import CallLog
 from infra.local.simulator.endpoint import Asked, Endpoint, Refusal
 
@@ -59,6 +65,14 @@ def create_simulator(*, key: str | None = None, log: CallLog | None = None) -> S
             Route(
                 "/v1/chat/completions", Endpoint(openai_wire.ChatCompletions(), calls, key), methods=["POST"]
             ),
+            Route("/v1/completions", Endpoint(text_completions.Completions(), calls, key), methods=["POST"]),
+            Route(
+                "/v1/images/generations",
+                Endpoint(openai_media.ImageGenerations(), calls, key),
+                methods=["POST"],
+            ),
+            Route("/v1/images/edits", Endpoint(openai_media.ImageEdits(), calls, key), methods=["POST"]),
+            Route("/v1/embeddings", Endpoint(openai_media.Embeddings(), calls, key), methods=["POST"]),
             Route("/v1/models", list_models, methods=["GET"]),
             Route(
                 "/anthropic/v1/messages", Endpoint(anthropic_wire.Messages(), calls, key), methods=["POST"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
+from email import policy
+from email.parser import BytesParser
 from typing import TYPE_CHECKING, Any, Protocol
 
+from infra.local.simulator.answers import data_bytes, data_url
 from infra.local.simulator.behaviour import Behaviour, parse_behaviour
 from infra.local.simulator.transport import Transport
 
@@ -92,11 +96,12 @@ class Endpoint:
         self._key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _read_json(receive)
-        if body is None:
+        raw = await _read(receive)
+        if raw is None:
             return
         wire = self._wire
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        body = _parsed(raw, headers.get("content-type", ""))
         asked = Asked(scope["path"], scope["query_string"].decode("latin-1"), headers, body)
         model = wire.model(asked)
         call = self._log.begin(
@@ -162,11 +167,57 @@ def event(content: Any, name: str | None = None) -> bytes:
     )
 
 
-async def _read_json(receive: Receive) -> dict[str, Any] | None:
-    """Read the whole body; anything but a JSON object is read as an empty one, which lacks a model.
+@dataclass(frozen=True, slots=True)
+class FileGiven:
+    """A file of a form."""
 
-    None where the client left before it was whole: nothing was asked.
-    """
+    media_type: str
+    content: bytes
+
+    @classmethod
+    def of_url(cls, url: str) -> FileGiven:
+        """Read a data URL. Raises ValueError where it is none."""
+        found = data_url(url)
+        if found is None:
+            raise ValueError("no data URL")
+        return cls(found[0], data_bytes(found[1]))
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{hashlib.sha256(self.content).hexdigest()[:16]}"
+
+
+def _parsed(raw: bytes, content_type: str) -> dict[str, Any]:
+    """Return a JSON object or a form's fields; anything else is read as {}, which lacks a model."""
+    if content_type.startswith("multipart/form-data"):
+        return _form(raw, content_type)
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _form(raw: bytes, content_type: str) -> dict[str, Any]:
+    head = f"content-type: {content_type}\r\n\r\n".encode("latin-1")
+    message = BytesParser(policy=policy.HTTP).parsebytes(head + raw)
+    form: dict[str, Any] = {}
+    for part in message.iter_parts():
+        name = str(part.get_param("name", header="content-disposition"))
+        content = part.get_payload(decode=True)
+        held = content if isinstance(content, bytes) else b""
+        is_file = part.get_filename() is not None
+        value = FileGiven(part.get_content_type(), held) if is_file else held.decode("utf-8", "replace")
+        form[name] = [*_listed(form[name]), value] if name in form else value
+    return form
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """Read the whole body; None where the client left before it was whole: nothing was asked."""
     raw = b""
     more = True
     while more:
@@ -175,8 +226,4 @@ async def _read_json(receive: Receive) -> dict[str, Any] | None:
             return None
         raw += message.get("body", b"")
         more = message.get("more_body", False)
-    try:
-        body = json.loads(raw)
-    except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}
+    return raw

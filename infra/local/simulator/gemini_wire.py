@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import itertools
 import json
-import math
-import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from infra.local.simulator.answers import answer, count_tokens, picture, read_arguments, signature
+from infra.local.simulator.answers import answer, count_tokens, embedding, picture, read_arguments, signature
 from infra.local.simulator.behaviour import NAMES
 from infra.local.simulator.endpoint import Refusal, event, interrupted
 from infra.local.simulator.gemini_request import (
@@ -374,14 +371,6 @@ class EmbedContent(_GeminiWire):
         if not text:
             raise InvalidArgumentError("* EmbedContentRequest.content: contains an empty Part.\n")
         return text
-
-
-def embedding(text: str, dimensions: int) -> list[float]:
-    """Return a unit vector made from `text`: the same text always gives the same one."""
-    stream = hashlib.shake_256(text.encode()).digest(4 * dimensions)
-    values = [number / 2**32 - 0.5 for number in struct.unpack(f">{dimensions}I", stream)]
-    length = math.sqrt(sum(value * value for value in values))
-    return [round(value / length, 9) for value in values]
 
 
 METHODS: Mapping[str, Wire] = {

@@ -79,23 +79,25 @@ def model_list() -> dict[str, Any]:
     }
 
 
-def _require(condition: bool, message: str, param: str) -> None:
+def require(condition: bool, message: str, param: str) -> None:
+    """Refuse with 400, naming the parameter, unless the condition holds."""
     if not condition:
         raise refuse(_BAD_REQUEST, message, param=param)
 
 
-def _bound(body: dict[str, Any]) -> int | None:
+def read_bound(body: dict[str, Any]) -> int | None:
+    """Return the bound on the output of each choice, under either of its names."""
     given = {
         name: body[name] for name in ("max_tokens", "max_completion_tokens") if body.get(name) is not None
     }
-    _require(
+    require(
         len(given) <= 1,
         "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.",
         "max_tokens",
     )
     for name, value in given.items():
         valid = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        _require(valid, f"Invalid value for '{name}': expected a positive integer.", name)
+        require(valid, f"Invalid value for '{name}': expected a positive integer.", name)
         return int(value)
     return None
 
@@ -191,29 +193,29 @@ def _tools(body: dict[str, Any]) -> tuple[Tool, ...]:
 def read_question(body: dict[str, Any]) -> Question:
     """Read a chat completion request; Refusal for what OpenAI refuses."""
     messages = body.get("messages")
-    _require(
+    require(
         isinstance(messages, list) and bool(messages), "Missing required parameter: 'messages'.", "messages"
     )
     assert isinstance(messages, list)
-    _require(
+    require(
         all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages),
         "Invalid type for 'messages': expected objects with a role.",
         "messages",
     )
-    _require(
+    require(
         body.get("stream") is True or not body.get("stream_options"),
         "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
         "stream_options",
     )
     choices = body.get("n") or 1
-    _require(isinstance(choices, int) and 1 <= choices <= _MOST_CHOICES, "Invalid value for 'n'.", "n")
+    require(isinstance(choices, int) and 1 <= choices <= _MOST_CHOICES, "Invalid value for 'n'.", "n")
     shape = body.get("response_format") or {}
     stop = body.get("stop") or ()
     asked = [_text(message.get("content")) for message in messages if message["role"] in {"user", "tool"}]
     return Question(
         text=asked[-1] if asked else "",
         prompt_tokens=_prompt_tokens(body),
-        bound=_bound(body),
+        bound=read_bound(body),
         choices=choices,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         tools=_tools(body),
@@ -405,9 +407,14 @@ class OpenAIWire:
         return stream_error()
 
 
-def known(asked: Asked, behaviour: Behaviour | None) -> Behaviour:
-    """Return the behaviour of a model that there is, and that takes the prompt. Raises Refusal."""
-    _require(isinstance(asked.body.get("model"), str), "you must provide a model parameter", "model")
+def known(
+    asked: Asked, behaviour: Behaviour | None, *, blocked: str = "content_policy_violation"
+) -> Behaviour:
+    """Return the behaviour of a model that there is, and that takes the prompt. Raises Refusal.
+
+    `blocked` is the code of a refusal by the filter.
+    """
+    require(isinstance(asked.body.get("model"), str), "you must provide a model parameter", "model")
     if behaviour is None:
         message = f"The model `{asked.body['model']}` does not exist or you do not have access to it."
         raise refuse(_NOT_FOUND, message, code="model_not_found")
@@ -419,7 +426,7 @@ def known(asked: Asked, behaviour: Behaviour | None) -> Behaviour:
         raise refuse(_BAD_REQUEST, message, code="context_length_exceeded", param="messages")
     if behaviour.is_blocked:
         message = "Your request was rejected as a result of our safety system."
-        raise refuse(_BAD_REQUEST, message, code="content_policy_violation")
+        raise refuse(_BAD_REQUEST, message, code=blocked)
     return behaviour
 
 
