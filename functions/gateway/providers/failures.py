@@ -23,7 +23,15 @@ _MAX_RETRY_AFTER_SECONDS = 3600.0
 _EXCERPT_BYTES = 2000
 _MAX_PARAM_CHARS = 128
 _CODES = (
-    ("context_length_exceeded", ("prompt is too long", "exceed context limit", "maximum context length")),
+    (
+        "context_length_exceeded",
+        (
+            "prompt is too long",
+            "exceed context limit",
+            "maximum context length",
+            "exceeds the maximum number of tokens",
+        ),
+    ),
     ("content_policy_violation", ("content filtering policy", "content policy", "content management policy")),
 )
 _TERM = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
