@@ -51,6 +51,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _REQUEST_ID = "gateway.request_id"
 _MAX_BODY = "gateway.max_body_bytes"
+_DIALECT = "gateway.dialect"
 
 # What an honest client may still be sending when its body has been found too large. Closing on it would
 # reset the connection, and the client would see the reset in place of the 413.
@@ -64,6 +65,7 @@ _HEADER_LIST = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{0,4096}")
 _EXPOSED_HEADERS = ", ".join(
     [
         "x-request-id",
+        "request-id",
         "retry-after",
         "x-should-retry",
         "x-ratelimit-warning",
@@ -74,6 +76,21 @@ _EXPOSED_HEADERS = ", ".join(
         ),
     ]
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How the clients of a route take what the gateway itself says."""
+
+    error: Callable[[GatewayError, str | None], tuple[int, dict[str, Any]]]
+    """The status and the body of an error, for the request of this id."""
+    error_event: bytes = b""
+    """What stands before the data of an error inside a stream."""
+    request_id_header: str | None = None
+    """Where they look for the request's id, beside x-request-id."""
+
+
+OPENAI = Dialect(lambda error, _identity: (error.status, error.body()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +113,7 @@ class Operation:
     """Whether the response may be server-sent events."""
     tags: tuple[str, ...] = ()
     in_schema: bool = True
+    dialect: Dialect = OPENAI
 
 
 class ClientGoneError(Exception):
@@ -128,6 +146,9 @@ class Application:
             Route(operation.path, operation.endpoint, methods=[operation.method], name=_name(operation))
             for operation in operations
         ]
+        self._served = [
+            (route, operation.dialect) for route, operation in zip(self.routes, operations, strict=True)
+        ]
         self._lifespan = Router(lifespan=lifespan)
         self._allowed_origins = frozenset(allowed_origins)
         self._max_body_bytes = max_body_bytes
@@ -147,7 +168,7 @@ class Application:
         scope[_REQUEST_ID] = identity
         scope[_MAX_BODY] = self._max_body_bytes
         request = Request(scope, receive)
-        head = _Head(send, identity, self._cors_headers(request), bodiless=scope["method"] == "HEAD")
+        head = _Head(scope, send, self._cors_headers(request))
         with request_log_keys(request_id=identity):
             try:
                 response = await self._respond(request)
@@ -157,11 +178,11 @@ class Application:
             except asyncio.CancelledError:
                 # The server stops. What is cancelled has settled by now, and its client may ask elsewhere.
                 if not head.sent:
-                    await error_response(stopped())(scope, receive, head.send)
+                    await error_response(stopped(), scope)(scope, receive, head.send)
                 raise
             except Exception as error:
                 # A response that has begun can't become another: the server cuts the connection.
-                response = self._error_response(error)
+                response = self._error_response(error, scope)
                 if head.sent:
                     raise
                 await response(scope, receive, head.send)
@@ -171,8 +192,10 @@ class Application:
         if "\0" in path or b"%00" in request.scope["query_string"]:
             raise BadRequest("The URL holds a NUL character.")
         allowed: set[str] = set()
-        for route in self.routes:
+        for route, dialect in self._served:
             match, child_scope = route.matches(request.scope)
+            if match is not Match.NONE:
+                request.scope[_DIALECT] = dialect
             if match is Match.FULL:
                 request.scope.update(child_scope)
                 result: Response = await route.endpoint(request)
@@ -202,7 +225,7 @@ class Application:
             (b"vary", b"origin"),
         ]
 
-    def _error_response(self, error: Exception) -> Response:
+    def _error_response(self, error: Exception, scope: Scope) -> Response:
         if not isinstance(error, GatewayError):
             self._logger.error("A request ended in an unforeseen error.", exc_info=error)
             error = InternalError()
@@ -217,34 +240,39 @@ class Application:
                 "A request was refused.",
                 extra={"status": error.status, "code": error.code, "detail": error.detail},
             )
-        return error_response(error)
+        return error_response(error, scope)
 
 
 class _Head:
     """The ASGI `send` of one request: adds what every response carries and remembers whether it has begun."""
 
-    def __init__(
-        self, send: Send, identity: str, cors_headers: list[tuple[bytes, bytes]], *, bodiless: bool
-    ) -> None:
+    def __init__(self, scope: Scope, send: Send, cors_headers: list[tuple[bytes, bytes]]) -> None:
+        self._scope = scope
         self._send = send
-        self._headers = [(b"x-request-id", identity.encode()), *cors_headers]
-        self._bodiless = bodiless
+        self._cors_headers = cors_headers
+        self._bodiless = scope["method"] == "HEAD"
         self.sent = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.sent = True
-            message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
+            message = {**message, "headers": [*message.get("headers", ()), *self._headers()]}
         elif self._bodiless:
             message = {**message, "body": b""}
         await self._send(message)
+
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        names = ("x-request-id", _dialect(self._scope).request_id_header)
+        identity: str = self._scope[_REQUEST_ID]
+        return [(name.encode(), identity.encode()) for name in names if name] + self._cors_headers
 
 
 class EventStreamResponse(Response):
     """Server-sent events from an async generator of bytes, which is always run to its end.
 
     Status and headers go out with the generator's first item, so that an error raised before it still has
-    its true status. One raised later goes out as an event `data: {"error": …}`, after which the body ends.
+    its true status. One raised later goes out as an event `data: {"error": …}`, or as the route's dialect has
+    it, after which the body ends.
 
     The generator is where a call is settled, so its cleanup is never skipped or cut short. When the client
     leaves (`http.disconnect`, or a send that fails) or the server cancels the task, the generator is told
@@ -273,10 +301,12 @@ class EventStreamResponse(Response):
         self._lifetime = lifetime
         self._logger = logger
         self._started = False
+        self._scope: Scope = {}
         # The buffering of proxies is the enemy of the first token.
         self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no", **(headers or {})})
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
         # One task for the whole stream: a task for each item would cost more than the item.
         pump = asyncio.create_task(self._pump(send), name="event-stream")
         watch = asyncio.create_task(_disconnect(receive), name="event-stream-disconnect")
@@ -325,7 +355,7 @@ class EventStreamResponse(Response):
         """End a stream that the server's stop has cut, so that its client does not take it for whole."""
         with contextlib.suppress(_SendFailedError, TimeoutError):
             async with asyncio.timeout(_LAST_WORD_SECONDS):
-                await _send(send, _event(stopped()), more=False)
+                await _send(send, self._event(stopped()), more=False)
 
     async def _start(self, send: Send) -> None:
         if not self._started:
@@ -344,11 +374,12 @@ class EventStreamResponse(Response):
             error = InternalError()
         elif error.status >= 500:  # noqa: PLR2004
             logger.error("A stream failed.", extra={"code": error.code, "detail": error.detail})
-        return _event(error)
+        return self._event(error)
 
-
-def _event(error: GatewayError) -> bytes:
-    return b"data: " + json_text.dump(error.body()) + b"\n\n"
+    def _event(self, error: GatewayError) -> bytes:
+        dialect = _dialect(self._scope)
+        _, body = dialect.error(error, self._scope.get(_REQUEST_ID))
+        return dialect.error_event + b"data: " + json_text.dump(body) + b"\n\n"
 
 
 class _SendFailedError(Exception):
@@ -439,9 +470,15 @@ def request_id(request: Request) -> str:
     return identity
 
 
-def error_response(error: GatewayError) -> Response:
-    """Return the response that the contract has for this error."""
-    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+def error_response(error: GatewayError, scope: Scope) -> Response:
+    """Return the response that the contract has for this error, on the route that the request came to."""
+    status, body = _dialect(scope).error(error, scope.get(_REQUEST_ID))
+    return JSONResponse(body, status_code=status, headers=error.headers)
+
+
+def _dialect(scope: Scope) -> Dialect:
+    found: Dialect = scope.get(_DIALECT, OPENAI)
+    return found
 
 
 def stopped() -> Unavailable:

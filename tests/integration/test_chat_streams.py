@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from gateway import chat
+from gateway import completions
 from infra.local import serving
 from tests.fixtures.gateway import RunningGateway, gateway, module_gateway, serve
 from tests.fixtures.wire import (
@@ -441,12 +441,12 @@ def test_stream_still_falls_back_after_a_keep_alive(hasty: RunningGateway) -> No
 def test_client_that_takes_nothing_has_left_when_the_lifetime_is_over(
     hasty: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat, "STALLED_CLIENT_SECONDS", 0.5)
+    monkeypatch.setattr(completions, "STALLED_CLIENT_SECONDS", 0.5)
     # Each of a megabyte: sixty are more than the sockets and queues between the two hold.
     chunk = {"id": "1", "choices": [{"index": 0, "delta": {"content": "a "}}], "padding": "x" * 1_000_000}
     parts = [f"data: {json.dumps(chunk)}\n\n".encode()] * 60
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
-    monkeypatch.setattr(chat, "_QUEUED_EVENTS", 4)
+    monkeypatch.setattr(completions, "_QUEUED_EVENTS", 4)
     with RawProvider(head, *parts) as provider:
         customer = hasty.customer("1")
         model = hasty.model("echo", base_url=provider.base_url)

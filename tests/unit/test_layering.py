@@ -20,6 +20,7 @@ BOTTOM = {
     "errors",
     "http",
     "json_text",
+    "multipart",
     "observability",
     "redaction",
     "schemas",
@@ -29,6 +30,7 @@ BOTTOM = {
 }
 SHARED = {
     "calls",
+    "completions",
     "metering",
     "paging",
     "price_list",
