@@ -7,7 +7,7 @@ calls do. Running it again changes nothing that is there already.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 ACTOR = "local stack"
 DEMO_EMAIL = "demo@sluice.example"
 DEMO_USD = Decimal(5)
-SIMULATOR_SERVICE = "simulator"
-SIMULATOR_PROVIDER = "openai-compatible"
 # USD per million tokens: round enough to check a bill in one's head.
 SIMULATOR_PRICES = {"input": "0.50", "cached_input": "0.05", "output": "1.50"}
 SIMULATOR_MODELS = (
@@ -48,6 +46,71 @@ SIMULATOR_MODELS = (
     "tools-parallel",
     "status-429",
     "status-500",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedModel:
+    """A model of the simulator: its name here, what it is called there, and what it costs."""
+
+    name: str
+    upstream: str
+    prices: Mapping[str, str] = field(default_factory=lambda: SIMULATOR_PRICES)
+    inputs: tuple[str, ...] = ("text", "image")
+    outputs: tuple[str, ...] = ("text",)
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedService:
+    """One of the simulator's wires, as a service; `path` is where it begins."""
+
+    name: str
+    provider: str
+    path: str
+    models: tuple[SimulatedModel, ...]
+
+
+SIMULATED_SERVICES = (
+    SimulatedService(
+        "simulator",
+        "openai-compatible",
+        "/v1",
+        (
+            *(SimulatedModel(f"sim/{model}", model) for model in SIMULATOR_MODELS),
+            SimulatedModel(
+                "sim/image",
+                "echo",
+                prices={"input": "5", "image_input": "8", "image_output": "30", "output": "5"},
+                outputs=("image",),
+            ),
+            SimulatedModel(
+                "sim/embedding",
+                "echo",
+                prices={"input": "0.02", "output": "0"},
+                inputs=("text",),
+                outputs=("embedding",),
+            ),
+        ),
+    ),
+    SimulatedService(
+        "simulator-anthropic",
+        "anthropic",
+        "/anthropic/v1",
+        (
+            SimulatedModel(
+                "sim/claude",
+                "echo",
+                prices=SIMULATOR_PRICES | {"cache_write": "0.625"},
+                inputs=("text", "image", "file"),
+            ),
+        ),
+    ),
+    SimulatedService(
+        "simulator-gemini",
+        "gemini",
+        "/gemini/v1beta",
+        (SimulatedModel("sim/gemini", "echo", inputs=("text", "image", "audio", "video", "file")),),
+    ),
 )
 PROVIDER_VARIABLES = {
     "OPENAI_API_KEY": "openai",
@@ -122,6 +185,7 @@ class Seeds:
     admin_key: str
     demo_key: str
     simulator_url: str
+    """Where the simulator listens; each of its wires has a path there."""
     simulator_key: str
     master_keys: Mapping[str, bytes]
     provider_keys: Mapping[str, str]
@@ -142,17 +206,20 @@ def seed_stack(url: str, seeds: Seeds) -> list[str]:
     with psycopg.connect(url) as connection:
         ensure_key(connection, seeds.admin_key, customer_id=None, name="local admin", scopes=["admin"])
         _seed_demo_customer(connection, seeds.demo_key)
-        created = [_ensure_simulator_model(connection, model) for model in SIMULATOR_MODELS]
-        _ensure_service(
-            connection,
-            SIMULATOR_SERVICE,
-            SIMULATOR_PROVIDER,
-            base_url=seeds.simulator_url,
-            key=seeds.simulator_key,
-            master_keys=seeds.master_keys,
-            models=[f"sim/{model}" for model in SIMULATOR_MODELS],
-            models_changed=any(created),
-        )
+        for simulated in SIMULATED_SERVICES:
+            created = [
+                _ensure_simulated_model(connection, simulated.provider, model) for model in simulated.models
+            ]
+            _ensure_service(
+                connection,
+                simulated.name,
+                simulated.provider,
+                base_url=f"{seeds.simulator_url}{simulated.path}",
+                key=seeds.simulator_key,
+                master_keys=seeds.master_keys,
+                models=[model.name for model in simulated.models],
+                models_changed=any(created),
+            )
         load_catalogue(connection, actor=ACTOR)
         catalogue = call(connection, "list_catalogue", p_limit=_CATALOGUE_LIMIT)
         for provider, key in seeds.provider_keys.items():
@@ -171,7 +238,7 @@ def seed_stack(url: str, seeds: Seeds) -> list[str]:
                 models=sold,
                 models_changed=False,
             )
-    return [SIMULATOR_SERVICE, *seeds.provider_keys]
+    return [*(simulated.name for simulated in SIMULATED_SERVICES), *seeds.provider_keys]
 
 
 def _seed_demo_customer(connection: Connection, key: str) -> None:
@@ -210,15 +277,17 @@ def _customer_of(connection: Connection, key: str) -> int | None:
     return int(known["customer_id"])
 
 
-def _ensure_simulator_model(connection: Connection, model: str) -> bool:
-    offer = {"provider": SIMULATOR_PROVIDER, "upstream_model": model, "prices": SIMULATOR_PRICES}
+def _ensure_simulated_model(connection: Connection, provider: str, model: SimulatedModel) -> bool:
+    offer = {"provider": provider, "upstream_model": model.upstream, "prices": dict(model.prices)}
     try:
         call(
             connection,
             "create_model",
-            p_name=f"sim/{model}",
+            p_name=model.name,
             p_offers=Jsonb([offer]),
-            p_display_name=f"Simulator: {model}",
+            p_display_name=f"Simulator: {model.name.removeprefix('sim/')}",
+            p_input_modalities=list(model.inputs),
+            p_output_modalities=list(model.outputs),
             p_context_length=128_000,
             p_max_output_tokens=16_384,
             p_actor=ACTOR,

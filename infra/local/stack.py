@@ -124,7 +124,7 @@ def _start_backend(
             Seeds(
                 admin_key=admin_key,
                 demo_key=state.demo_key,
-                simulator_url=f"{simulator.url}/v1",
+                simulator_url=simulator.url,
                 simulator_key=state.simulator_key,
                 master_keys=master_keys,
                 provider_keys=provider_keys(os.environ),

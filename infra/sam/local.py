@@ -174,7 +174,7 @@ def _start_database(stack: contextlib.ExitStack, directory: Path, state: StackSt
         Seeds(
             admin_key=state.admin_key,
             demo_key=state.demo_key,
-            simulator_url=f"http://{_STACK_HOST}:{_SIMULATOR_PORT}/v1",
+            simulator_url=f"http://{_STACK_HOST}:{_SIMULATOR_PORT}",
             simulator_key=state.simulator_key,
             master_keys={name: base64.b64decode(key) for name, key in state.master_keys.items()},
             provider_keys={},

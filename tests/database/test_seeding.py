@@ -24,11 +24,13 @@ MASTER_KEYS = {"k1": b"1" * 32}
 SEEDS = Seeds(
     admin_key=auth.new_key(),
     demo_key=auth.new_key(),
-    simulator_url="http://127.0.0.1:5001/v1",
+    simulator_url="http://127.0.0.1:5001",
     simulator_key="sk-simulator-0001",
     master_keys=MASTER_KEYS,
     provider_keys={"groq": "gsk_first_key"},
 )
+
+SERVICES = ["simulator", "simulator-anthropic", "simulator-gemini", "groq"]
 
 
 def service(database: Database, name: str) -> dict[str, Any]:
@@ -71,9 +73,9 @@ def snapshot(database: Database) -> list[Any]:
 
 
 def test_seeding_again_changes_nothing(database: Database) -> None:
-    assert seed_stack(database.url, SEEDS) == ["simulator", "groq"]
+    assert seed_stack(database.url, SEEDS) == SERVICES
     first = snapshot(database)
-    assert seed_stack(database.url, SEEDS) == ["simulator", "groq"]
+    assert seed_stack(database.url, SEEDS) == SERVICES
     assert snapshot(database) == first
 
 
@@ -103,7 +105,7 @@ def test_no_secret_is_stored_in_clear(database: Database) -> None:
 
 def test_the_simulators_service_follows_its_port_and_keys_follow_the_environment(database: Database) -> None:
     seed_stack(database.url, SEEDS)
-    moved = replace(SEEDS, simulator_url="http://127.0.0.1:5002/v1", provider_keys={"groq": "gsk_second_key"})
+    moved = replace(SEEDS, simulator_url="http://127.0.0.1:5002", provider_keys={"groq": "gsk_second_key"})
     seed_stack(database.url, moved)
     simulator = service(database, "simulator")
     assert simulator["base_url"] == "http://127.0.0.1:5002/v1"

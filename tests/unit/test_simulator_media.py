@@ -93,6 +93,12 @@ def test_an_edit_needs_an_image_of_a_kind_that_is_known(client: openai.OpenAI) -
         client.images.edit(model="echo", prompt="x", image=("a.txt", b"x", "text/plain"))
 
 
+def test_the_log_tells_of_a_file_how_long_it_was(client: openai.OpenAI, simulator: Simulator) -> None:
+    client.images.edit(model="echo", prompt="x", image=("a.png", PNG, "image/png"))
+    log = httpx.get(f"{simulator.base_url.removesuffix('/v1')}/sim/calls").json()["log"]
+    assert log[-1]["body"]["image"] == {"media_type": "image/png", "content": f"{len(PNG)} bytes"}
+
+
 def test_a_filter_refuses_images_by_its_own_code(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
         client.images.generate(model="blocked", prompt="x")
