@@ -21,6 +21,7 @@ create policy nobody on gateway.ledger_entries as restrictive to public using (f
 create policy nobody on gateway.usage_rollups as restrictive to public using (false);
 create policy nobody on gateway.usage_periods as restrictive to public using (false);
 create policy nobody on gateway.key_days as restrictive to public using (false);
+create policy nobody on gateway.active_days as restrictive to public using (false);
 create policy nobody on gateway.usage_closing as restrictive to public using (false);
 create policy nobody on gateway.refusal_rollups as restrictive to public using (false);
 create policy nobody on gateway.audit_log as restrictive to public using (false);

@@ -9,7 +9,7 @@ comment on function gateway.bucket_lock(timestamptz) is 'The advisory lock of a 
 revoke all on function gateway.bucket_lock(timestamptz) from public;
 
 -- Holds the bucket's lock, shared, until its transaction ends, so that what it adds is either seen by the closing of the bucket, or finds it
--- closed and is marked as late. The closing never waits for that lock, and takes no bucket before it is five minutes past: no settlement
+-- closed and is marked as late. The closing never waits for that lock, and takes no bucket before it is two minutes past: no settlement
 -- in time waits for it either. Relies on the isolation level read committed, which is that of every caller.
 create function gateway.merge_rollup(p_row gateway.usage_rollups, p_closing boolean default false) returns void
 language plpgsql set search_path = ''
@@ -17,7 +17,7 @@ as $$
 begin
     if not p_closing then
         perform pg_advisory_xact_lock_shared(gateway.bucket_lock(p_row.bucket));
-        if p_row.bucket + interval '20 minutes' <= clock_timestamp() then
+        if p_row.bucket + interval '17 minutes' <= clock_timestamp() then
             -- a statement after the lock, so that it sees a closing that has ended meanwhile
             p_row.late := coalesce(p_row.bucket < (select c.closed_until from gateway.usage_closing as c), false);
         end if;

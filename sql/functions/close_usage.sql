@@ -1,5 +1,6 @@
--- gateway.fold_usage: adds rows of the rollups to usage_periods: to those of their customers or, with p_of_all, to everybody's and
--- to key_days. Its callers hold the row of usage_closing: nobody else writes here. Rows are summed by day first, only then for every grouping.
+-- gateway.fold_usage: adds rows of the rollups to usage_periods: to those of their customers or, with p_of_all, to everybody's, and to
+-- key_days and active_days. Its callers hold the row of usage_closing: nobody else writes here. Rows are summed by day first, and only
+-- then for every grouping.
 create function gateway.fold_usage(p_rows gateway.usage_rollups[], p_of_all boolean) returns void
 language plpgsql set search_path = ''
 as $$
@@ -103,9 +104,16 @@ begin
         last_request_at = greatest(p.last_request_at, excluded.last_request_at),
         last_failure_at = greatest(p.last_failure_at, excluded.last_failure_at);
     if p_of_all then
+        insert into gateway.active_days as a (day, customers)
+        select n.day, count(*)
+        from (select distinct (r.bucket at time zone 'UTC')::date as day, r.customer_id from unnest(p_rows) as r where r.requests > 0) as n
+        where not exists (select from gateway.key_days as d where d.day = n.day and d.customer_id = n.customer_id)
+        group by n.day
+        on conflict (day) do update set customers = a.customers + excluded.customers;
         insert into gateway.key_days as d (day, customer_id, key_id, requests, total_tokens, charge_usd)
         select (r.bucket at time zone 'UTC')::date, r.customer_id, r.key_id, sum(r.requests), sum(r.total_tokens), sum(r.charge_usd)
         from unnest(p_rows) as r
+        where (r.requests, r.total_tokens, r.charge_usd) <> (0, 0, 0)
         group by 1, 2, 3
         on conflict (day, customer_id, key_id) do update set
             requests = d.requests + excluded.requests,
@@ -117,7 +125,7 @@ $$;
 comment on function gateway.fold_usage(gateway.usage_rollups[], boolean) is 'Adds rows of the rollups to the closed tier.';
 revoke all on function gateway.fold_usage(gateway.usage_rollups[], boolean) from public;
 
--- api.close_usage: adds the buckets that ended five minutes ago or earlier, and what has come late, to usage_periods, and deletes rollups older
+-- api.close_usage: adds the buckets that ended two minutes ago or earlier, and what has come late, to usage_periods, and deletes rollups older
 -- than the setting usage_detail_days. One transaction; at most a day of buckets and, from the second bucket on, p_limit rows, so that what was
 -- not closed for weeks is closed by as many calls: "behind" says that there is more to do. For the maintenance function, every minute.
 -- About 0.2 ms for each row.
@@ -129,7 +137,7 @@ as $$
 declare
     c_most_buckets constant integer := 96;
     v_closing gateway.usage_closing;
-    v_due timestamptz := gateway.rollup_bucket(clock_timestamp() - interval '5 minutes');
+    v_due timestamptz := gateway.rollup_bucket(clock_timestamp() - interval '2 minutes');
     v_until timestamptz;
     v_kept_from timestamptz;
     v_count bigint := 0;
@@ -183,6 +191,7 @@ begin
     get diagnostics v_deleted = row_count;
     delete from gateway.usage_periods where per = 'quarter' and period < v_kept_from at time zone 'UTC';
     delete from gateway.key_days where day < (v_kept_from at time zone 'UTC')::date;
+    delete from gateway.active_days where day < (v_kept_from at time zone 'UTC')::date;
     update gateway.usage_closing set closed_until = v_until, kept_from = v_kept_from;
     perform set_config('gateway.engine', 'off', true);
     return jsonb_build_object(
@@ -257,6 +266,8 @@ create trigger move_usage_to_zone after update of time_zone on gateway.customers
 create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.usage_periods
     for each statement execute function gateway.refuse_hand_edit();
 create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.key_days
+    for each statement execute function gateway.refuse_hand_edit();
+create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.active_days
     for each statement execute function gateway.refuse_hand_edit();
 create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.usage_closing
     for each statement execute function gateway.refuse_hand_edit();

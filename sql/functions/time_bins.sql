@@ -53,12 +53,20 @@ as $$
 declare
     v_sum integer[] := '{}'::integer[];
     v_row gateway.time_counts;
+    v_bin integer;
+    v_count integer;
 begin
     if cardinality(p_rows) = 1 then
         return coalesce(p_rows[1].counts, v_sum);  -- as nearly always in a chart
     end if;
-    foreach v_row in array coalesce(p_rows, '{}') loop
-        v_sum := gateway.add_counts(v_sum, v_row.counts);
+    foreach v_row in array coalesce(p_rows, '{}'::gateway.time_counts[]) loop
+        continue when v_row.counts is null or v_row.counts = '{}'::integer[];
+        v_bin := array_lower(v_row.counts, 1) - 1;
+        foreach v_count in array v_row.counts loop
+            v_bin := v_bin + 1;
+            continue when v_count is null;
+            v_sum[v_bin] := coalesce(v_sum[v_bin], 0) + v_count;
+        end loop;
     end loop;
     return v_sum;
 end

@@ -94,6 +94,17 @@ comment on column gateway.key_days.requests is 'Requests that have ended.';
 comment on column gateway.key_days.total_tokens is 'Tokens of all classes.';
 comment on column gateway.key_days.charge_usd is 'What the customer owes.';
 
+create table gateway.active_days (
+    day date not null,
+    customers bigint not null,
+    constraint active_days_pkey primary key (day)
+);
+alter table gateway.active_days enable row level security;
+
+comment on table gateway.active_days is 'How many customers have rows in key_days, by day, so that nobody has to count them. Written by the engine''s functions only.';
+comment on column gateway.active_days.day is 'The day, in UTC.';
+comment on column gateway.active_days.customers is 'Customers with a request that has ended and was admitted on that day.';
+
 create table gateway.usage_closing (
     singleton boolean primary key default true constraint usage_closing_singleton_check check (singleton),
     closed_until timestamptz not null default date_bin('15 minutes', now(), '2000-01-01 00:00+00'::timestamptz),

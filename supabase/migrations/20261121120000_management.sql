@@ -465,6 +465,20 @@ comment on column gateway.key_days.total_tokens is 'Tokens of all classes.';
 
 comment on column gateway.key_days.charge_usd is 'What the customer owes.';
 
+create table gateway.active_days (
+    day date not null,
+    customers bigint not null,
+    constraint active_days_pkey primary key (day)
+);
+
+alter table gateway.active_days enable row level security;
+
+comment on table gateway.active_days is 'How many customers have rows in key_days, by day, so that nobody has to count them. Written by the engine''s functions only.';
+
+comment on column gateway.active_days.day is 'The day, in UTC.';
+
+comment on column gateway.active_days.customers is 'Customers with a request that has ended and was admitted on that day.';
+
 create table gateway.usage_closing (
     singleton boolean primary key default true constraint usage_closing_singleton_check check (singleton),
     closed_until timestamptz not null default date_bin('15 minutes', now(), '2000-01-01 00:00+00'::timestamptz),
@@ -1796,12 +1810,20 @@ as $$
 declare
     v_sum integer[] := '{}'::integer[];
     v_row gateway.time_counts;
+    v_bin integer;
+    v_count integer;
 begin
     if cardinality(p_rows) = 1 then
         return coalesce(p_rows[1].counts, v_sum);  -- as nearly always in a chart
     end if;
-    foreach v_row in array coalesce(p_rows, '{}') loop
-        v_sum := gateway.add_counts(v_sum, v_row.counts);
+    foreach v_row in array coalesce(p_rows, '{}'::gateway.time_counts[]) loop
+        continue when v_row.counts is null or v_row.counts = '{}'::integer[];
+        v_bin := array_lower(v_row.counts, 1) - 1;
+        foreach v_count in array v_row.counts loop
+            v_bin := v_bin + 1;
+            continue when v_count is null;
+            v_sum[v_bin] := coalesce(v_sum[v_bin], 0) + v_count;
+        end loop;
     end loop;
     return v_sum;
 end
@@ -1858,7 +1880,7 @@ comment on function gateway.bucket_lock(timestamptz) is 'The advisory lock of a 
 revoke all on function gateway.bucket_lock(timestamptz) from public;
 
 -- Holds the bucket's lock, shared, until its transaction ends, so that what it adds is either seen by the closing of the bucket, or finds it
--- closed and is marked as late. The closing never waits for that lock, and takes no bucket before it is five minutes past: no settlement
+-- closed and is marked as late. The closing never waits for that lock, and takes no bucket before it is two minutes past: no settlement
 -- in time waits for it either. Relies on the isolation level read committed, which is that of every caller.
 create function gateway.merge_rollup(p_row gateway.usage_rollups, p_closing boolean default false) returns void
 language plpgsql set search_path = ''
@@ -1866,7 +1888,7 @@ as $$
 begin
     if not p_closing then
         perform pg_advisory_xact_lock_shared(gateway.bucket_lock(p_row.bucket));
-        if p_row.bucket + interval '20 minutes' <= clock_timestamp() then
+        if p_row.bucket + interval '17 minutes' <= clock_timestamp() then
             -- a statement after the lock, so that it sees a closing that has ended meanwhile
             p_row.late := coalesce(p_row.bucket < (select c.closed_until from gateway.usage_closing as c), false);
         end if;
@@ -2484,8 +2506,9 @@ grant execute on function api.drop_request_partitions() to service_role;
 
 comment on function api.drop_request_partitions() is 'Drops the oldest month of the request log, where the settings say so and the books need it no more.';
 
--- gateway.fold_usage: adds rows of the rollups to usage_periods: to those of their customers or, with p_of_all, to everybody's and
--- to key_days. Its callers hold the row of usage_closing: nobody else writes here. Rows are summed by day first, only then for every grouping.
+-- gateway.fold_usage: adds rows of the rollups to usage_periods: to those of their customers or, with p_of_all, to everybody's, and to
+-- key_days and active_days. Its callers hold the row of usage_closing: nobody else writes here. Rows are summed by day first, and only
+-- then for every grouping.
 create function gateway.fold_usage(p_rows gateway.usage_rollups[], p_of_all boolean) returns void
 language plpgsql set search_path = ''
 as $$
@@ -2589,9 +2612,16 @@ begin
         last_request_at = greatest(p.last_request_at, excluded.last_request_at),
         last_failure_at = greatest(p.last_failure_at, excluded.last_failure_at);
     if p_of_all then
+        insert into gateway.active_days as a (day, customers)
+        select n.day, count(*)
+        from (select distinct (r.bucket at time zone 'UTC')::date as day, r.customer_id from unnest(p_rows) as r where r.requests > 0) as n
+        where not exists (select from gateway.key_days as d where d.day = n.day and d.customer_id = n.customer_id)
+        group by n.day
+        on conflict (day) do update set customers = a.customers + excluded.customers;
         insert into gateway.key_days as d (day, customer_id, key_id, requests, total_tokens, charge_usd)
         select (r.bucket at time zone 'UTC')::date, r.customer_id, r.key_id, sum(r.requests), sum(r.total_tokens), sum(r.charge_usd)
         from unnest(p_rows) as r
+        where (r.requests, r.total_tokens, r.charge_usd) <> (0, 0, 0)
         group by 1, 2, 3
         on conflict (day, customer_id, key_id) do update set
             requests = d.requests + excluded.requests,
@@ -2605,7 +2635,7 @@ comment on function gateway.fold_usage(gateway.usage_rollups[], boolean) is 'Add
 
 revoke all on function gateway.fold_usage(gateway.usage_rollups[], boolean) from public;
 
--- api.close_usage: adds the buckets that ended five minutes ago or earlier, and what has come late, to usage_periods, and deletes rollups older
+-- api.close_usage: adds the buckets that ended two minutes ago or earlier, and what has come late, to usage_periods, and deletes rollups older
 -- than the setting usage_detail_days. One transaction; at most a day of buckets and, from the second bucket on, p_limit rows, so that what was
 -- not closed for weeks is closed by as many calls: "behind" says that there is more to do. For the maintenance function, every minute.
 -- About 0.2 ms for each row.
@@ -2617,7 +2647,7 @@ as $$
 declare
     c_most_buckets constant integer := 96;
     v_closing gateway.usage_closing;
-    v_due timestamptz := gateway.rollup_bucket(clock_timestamp() - interval '5 minutes');
+    v_due timestamptz := gateway.rollup_bucket(clock_timestamp() - interval '2 minutes');
     v_until timestamptz;
     v_kept_from timestamptz;
     v_count bigint := 0;
@@ -2671,6 +2701,7 @@ begin
     get diagnostics v_deleted = row_count;
     delete from gateway.usage_periods where per = 'quarter' and period < v_kept_from at time zone 'UTC';
     delete from gateway.key_days where day < (v_kept_from at time zone 'UTC')::date;
+    delete from gateway.active_days where day < (v_kept_from at time zone 'UTC')::date;
     update gateway.usage_closing set closed_until = v_until, kept_from = v_kept_from;
     perform set_config('gateway.engine', 'off', true);
     return jsonb_build_object(
@@ -2752,6 +2783,9 @@ create trigger refuse_hand_edit before insert or update or delete or truncate on
     for each statement execute function gateway.refuse_hand_edit();
 
 create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.key_days
+    for each statement execute function gateway.refuse_hand_edit();
+
+create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.active_days
     for each statement execute function gateway.refuse_hand_edit();
 
 create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.usage_closing
@@ -3086,137 +3120,144 @@ comment on function api.read_totals(bigint) is 'What a customer has used, ever.'
 
 -- api.read_admin_monitor: the whole system today, by UTC. {"total_users", "active_users_today", "total_requests_today", "total_tokens_today",
 -- "total_charge_today_usd", "cost_today_usd", "margin_today_usd": what was collected less the cost, "uncollected_today_usd", "errors_today",
--- "refusals_today", "top_users_by_usage": the ten keys with the most tokens today, "recent_activity": the last ten requests of the last 31 days, "providers": the services that are
--- not deleted, with today's attempts, failures and percentiles of latency of what they answered, "held": what runs now}.
--- Requests count when they have ended, on the day on which they were admitted. Costs the same however long the log is. Reads only.
+-- "refusals_today", "top_users_by_usage": the ten keys with the most tokens today, "recent_activity": the last ten requests of the last 31
+-- days, "providers": the services that are not deleted, with today's attempts, failures and percentiles of the latency of what they
+-- answered, "held": what runs now}.
+-- Requests count when they have ended, on the day on which they were admitted. Costs what has come since the last closing, and the same
+-- however long the log is. Reads only.
 create function api.read_admin_monitor() returns jsonb
 language plpgsql stable security definer set search_path = '' set plan_cache_mode = force_generic_plan
 as $$
 declare
-    v_day timestamptz := date_trunc('day', now(), 'UTC');
-    v_local timestamp := v_day at time zone 'UTC';
-    v_closed_until timestamptz := coalesce((select closed_until from gateway.usage_closing), '-infinity');
-    v_since timestamptz := greatest(v_closed_until, v_day);
-    v_live gateway.usage_rollups[];
+    v_start timestamptz := date_trunc('day', now(), 'UTC');
+    v_day date := now() at time zone 'UTC';
+    v_closed_until timestamptz := coalesce((select closed_until from gateway.usage_closing), '-infinity'::timestamptz);
+    v_since timestamptz := greatest(v_closed_until, v_start);
     v_found jsonb;
+    v_recent jsonb;
 begin
-    v_live := array(select r from gateway.find_live_usage(null, v_day, v_since, 'infinity') as r);
-
+    with live as materialized (
+        select customer_id, key_id, service_id, requests, errors, failures, total_tokens, cost_usd, charge_usd, uncollected_usd, latency_ms, latencies, time_to_first_token_ms,
+            first_tokens, latency_counts, first_token_counts, last_failure_at
+        from gateway.usage_rollups
+        where bucket >= v_since and bucket < 'infinity'  -- a range, which the planner takes for a short one
+        union all
+        select customer_id, key_id, service_id, requests, errors, failures, total_tokens, cost_usd, charge_usd, uncollected_usd, latency_ms, latencies, time_to_first_token_ms,
+            first_tokens, latency_counts, first_token_counts, last_failure_at
+        from gateway.usage_rollups
+        where late and bucket >= v_start and bucket < v_since
+    ),
+    live_keys as materialized (
+        select customer_id, key_id, sum(requests) as requests, sum(total_tokens) as total_tokens, sum(charge_usd) as charge_usd
+        from live
+        group by customer_id, key_id
+        having sum(requests) > 0
+    ),
+    by_service as materialized (
+        select u.service_id, sum(u.requests) as requests, sum(u.errors) as errors, sum(u.failures) as failures,
+            sum(u.total_tokens) as total_tokens, sum(u.cost_usd) as cost_usd, sum(u.charge_usd) as charge_usd,
+            sum(u.uncollected_usd) as uncollected_usd, sum(u.latency_ms) as latency_ms, sum(u.latencies) as latencies,
+            sum(u.time_to_first_token_ms) as first_token_ms, sum(u.first_tokens) as first_tokens,
+            gateway.sum_counts(array_agg(row(u.latency_counts)::gateway.time_counts)) as latency_counts,
+            gateway.sum_counts(array_agg(row(u.first_token_counts)::gateway.time_counts)) as first_token_counts,
+            max(u.last_failure_at) as last_failure_at
+        from (
+            select service_id, requests, errors, failures, total_tokens, cost_usd, charge_usd, uncollected_usd, latency_ms, latencies, time_to_first_token_ms,
+            first_tokens, latency_counts, first_token_counts, last_failure_at
+            from gateway.usage_periods
+            where customer_id = 0 and per = 'day' and grouped_by = 'service' and period = v_day::timestamp
+            union all
+            select service_id, requests, errors, failures, total_tokens, cost_usd, charge_usd, uncollected_usd, latency_ms, latencies, time_to_first_token_ms,
+            first_tokens, latency_counts, first_token_counts, last_failure_at
+            from live
+        ) as u
+        group by u.service_id
+    ),
+    -- The ten at the last closing and whoever came since: nobody else can be among the first ten.
+    candidates as (
+        (select customer_id, key_id from gateway.key_days where day = v_day order by total_tokens desc limit 10)
+        union
+        select customer_id, key_id from live_keys
+    ),
+    busiest as (
+        select c.customer_id, c.key_id,
+            coalesce(d.requests, 0) + coalesce(l.requests, 0) as requests,
+            coalesce(d.total_tokens, 0) + coalesce(l.total_tokens, 0) as total_tokens,
+            coalesce(d.charge_usd, 0) + coalesce(l.charge_usd, 0) as charge_usd
+        from candidates as c
+        left join lateral (
+            select * from gateway.key_days as k where k.day = v_day and k.customer_id = c.customer_id and k.key_id = c.key_id limit 1
+        ) as d on true
+        left join live_keys as l on l.customer_id = c.customer_id and l.key_id = c.key_id
+        order by total_tokens desc, requests desc, key_id
+        limit 10
+    )
     select jsonb_build_object(
         'total_users', (select count(*) from gateway.customers),
-        'active_users_today', (
+        'active_users_today', coalesce((select customers from gateway.active_days where day = v_day), 0) + (
             select count(*)
-            from (
-                select customer_id from gateway.key_days where day = v_local::date and requests > 0
-                union
-                select customer_id from unnest(v_live) where requests > 0
-            ) as active
+            from (select distinct customer_id from live_keys) as n
+            -- looked up one by one, here and above: a join would read the whole day
+            where (select true from gateway.key_days as d where d.day = v_day and d.customer_id = n.customer_id limit 1) is null
         ),
-        'total_requests_today', coalesce(sum(u.requests), 0),
-        'total_tokens_today', coalesce(sum(u.total_tokens), 0),
-        'total_charge_today_usd', gateway.show_usd(coalesce(sum(u.charge_usd), 0)),
-        'cost_today_usd', gateway.show_usd(coalesce(sum(u.cost_usd), 0)),
-        'margin_today_usd', gateway.show_usd(coalesce(sum(u.charge_usd - u.uncollected_usd - u.cost_usd), 0)),
-        'uncollected_today_usd', gateway.show_usd(coalesce(sum(u.uncollected_usd), 0)),
-        'errors_today', coalesce(sum(u.errors), 0),
-        'refusals_today', (select coalesce(sum(refusals), 0) from gateway.refusal_rollups where bucket >= v_day))
-    into v_found
-    from (
-        select requests, total_tokens, charge_usd, cost_usd, uncollected_usd, errors
-        from gateway.usage_periods
-        where customer_id = 0 and per = 'day' and grouped_by = 'all' and period = v_local
-        union all
-        select requests, total_tokens, charge_usd, cost_usd, uncollected_usd, errors from unnest(v_live)
-    ) as u;
-
-    v_found := v_found || jsonb_build_object('top_users_by_usage', (
-        -- The ten at the last closing and whoever came since: nobody else can be among the first ten.
-        with live as (
-            select customer_id, key_id, sum(requests) as requests, sum(total_tokens) as total_tokens, sum(charge_usd) as charge_usd
-            from unnest(v_live)
-            group by 1, 2
+        'total_requests_today', coalesce(sum(s.requests), 0),
+        'total_tokens_today', coalesce(sum(s.total_tokens), 0),
+        'total_charge_today_usd', gateway.show_usd(coalesce(sum(s.charge_usd), 0)),
+        'cost_today_usd', gateway.show_usd(coalesce(sum(s.cost_usd), 0)),
+        'margin_today_usd', gateway.show_usd(coalesce(sum(s.charge_usd - s.uncollected_usd - s.cost_usd), 0)),
+        'uncollected_today_usd', gateway.show_usd(coalesce(sum(s.uncollected_usd), 0)),
+        'errors_today', coalesce(sum(s.errors), 0),
+        'refusals_today', (select coalesce(sum(refusals), 0) from gateway.refusal_rollups where bucket >= v_start),
+        'top_users_by_usage', (
+            select coalesce(jsonb_agg(jsonb_build_object(
+                'key_prefix', k.prefix, 'key_id', k.id, 'customer_id', u.customer_id, 'name', c.name, 'tokens', u.total_tokens,
+                'charge_usd', gateway.show_usd(u.charge_usd), 'requests', u.requests)
+                order by u.total_tokens desc, u.requests desc, u.key_id), '[]'::jsonb)
+            from busiest as u
+            join gateway.api_keys as k on k.id = u.key_id
+            join gateway.customers as c on c.id = u.customer_id
+            where u.requests > 0
         ),
-        candidates as (
-            (select customer_id, key_id from gateway.key_days where day = v_local::date order by total_tokens desc limit 10)
-            union
-            select customer_id, key_id from live
+        'providers', (
+            select coalesce(jsonb_agg(jsonb_build_object(
+                'provider', s.provider, 'service', s.name, 'service_id', s.id, 'active', s.active,
+                'requests', coalesce(u.requests + u.failures, 0), 'errors', coalesce(u.failures, 0),
+                'error_rate', coalesce(round(u.failures / nullif(u.requests + u.failures, 0), 4), 0),
+                'latency_ms', gateway.describe_times(u.latency_counts, u.latency_ms::bigint, u.latencies::bigint),
+                'time_to_first_token_ms', gateway.describe_times(u.first_token_counts, u.first_token_ms::bigint, u.first_tokens::bigint),
+                'last_error_at', u.last_failure_at)
+                order by s.provider, s.name), '[]'::jsonb)
+            from gateway.services as s
+            left join by_service as u on u.service_id = s.id
+            where s.deleted_at is null
         ),
-        used as (
-            select c.customer_id, c.key_id,
-                coalesce(d.requests, 0) + coalesce(l.requests, 0) as requests,
-                coalesce(d.total_tokens, 0) + coalesce(l.total_tokens, 0) as total_tokens,
-                coalesce(d.charge_usd, 0) + coalesce(l.charge_usd, 0) as charge_usd
-            from candidates as c
-            left join gateway.key_days as d on d.day = v_local::date and d.customer_id = c.customer_id and d.key_id = c.key_id
-            left join live as l on l.customer_id = c.customer_id and l.key_id = c.key_id
-            order by total_tokens desc, requests desc, key_id
-            limit 10
-        )
-        select coalesce(jsonb_agg(jsonb_build_object(
-            'key_prefix', k.prefix, 'key_id', k.id, 'customer_id', u.customer_id, 'name', c.name, 'tokens', u.total_tokens,
-            'charge_usd', gateway.show_usd(u.charge_usd), 'requests', u.requests)
-            order by u.total_tokens desc, u.requests desc, u.key_id), '[]')
-        from used as u
-        join gateway.api_keys as k on k.id = u.key_id
-        join gateway.customers as c on c.id = u.customer_id
-        where u.requests > 0
-    ));
-
-    v_found := v_found || jsonb_build_object('recent_activity', (
-        select coalesce(jsonb_agg(jsonb_build_object(
-            'request_id', r.id, 'key_prefix', k.prefix, 'customer_id', r.customer_id, 'model', coalesce(m.name, r.requested_model),
-            'tokens', coalesce(r.input_tokens, 0) + coalesce(r.cached_input_tokens, 0) + coalesce(r.cache_write_tokens, 0)
-                + coalesce(r.audio_input_tokens, 0) + coalesce(r.image_input_tokens, 0) + coalesce(r.output_tokens, 0)
-                + coalesce(r.audio_output_tokens, 0) + coalesce(r.image_output_tokens, 0),
-            'at', r.admitted_at,
-            'status', case r.state when 'held' then 'running' when 'settled' then r.outcome else r.state end)
-            order by r.admitted_at desc, r.id desc), '[]')
-        from (
-            select *
+        'held', (
+            select jsonb_build_object('requests', count(*), 'usd', gateway.show_usd(coalesce(sum(hold_usd), 0)))
             from gateway.requests
-            where admitted_at > now() - interval '31 days' and state <> 'refused'
-            order by admitted_at desc, id desc
-            limit 10
-        ) as r
-        left join gateway.api_keys as k on k.id = r.key_id
-        left join gateway.models as m on m.id = r.model_id
-    ));
+            where state = 'held'
+        ))
+    into v_found
+    from by_service as s;
 
-    v_found := v_found || jsonb_build_object('providers', (
-        select coalesce(jsonb_agg(jsonb_build_object(
-            'provider', s.provider, 'service', s.name, 'service_id', s.id, 'active', s.active,
-            'requests', coalesce(u.requests + u.failures, 0), 'errors', coalesce(u.failures, 0),
-            'error_rate', coalesce(round(u.failures / nullif(u.requests + u.failures, 0), 4), 0),
-            'latency_ms', gateway.describe_times(u.latency_counts, u.latency_ms::bigint, u.latencies::bigint),
-            'time_to_first_token_ms', gateway.describe_times(u.first_token_counts, u.first_token_ms::bigint, u.first_tokens::bigint),
-            'last_error_at', u.last_failure_at)
-            order by s.provider, s.name), '[]')
-        from gateway.services as s
-        left join (
-            select service_id, sum(requests) as requests, sum(failures) as failures, sum(latency_ms) as latency_ms, sum(latencies) as latencies,
-                gateway.sum_counts(array_agg(row(latency_counts)::gateway.time_counts)) as latency_counts, sum(time_to_first_token_ms) as first_token_ms,
-                sum(first_tokens) as first_tokens, gateway.sum_counts(array_agg(row(first_token_counts)::gateway.time_counts)) as first_token_counts,
-                max(last_failure_at) as last_failure_at
-            from (
-                select service_id, requests, failures, latency_ms, latencies, latency_counts, time_to_first_token_ms, first_tokens,
-                    first_token_counts, last_failure_at
-                from gateway.usage_periods
-                where customer_id = 0 and per = 'day' and grouped_by = 'service' and period = v_local
-                union all
-                select service_id, requests, failures, latency_ms, latencies, latency_counts, time_to_first_token_ms, first_tokens,
-                    first_token_counts, last_failure_at
-                from unnest(v_live)
-            ) as each
-            group by service_id
-        ) as u on u.service_id = s.id
-        where s.deleted_at is null
-    ));
-
-    return v_found || jsonb_build_object('held', (
-        select jsonb_build_object('requests', count(*), 'usd', gateway.show_usd(coalesce(sum(hold_usd), 0)))
+    select coalesce(jsonb_agg(jsonb_build_object(
+        'request_id', r.id, 'key_prefix', k.prefix, 'customer_id', r.customer_id, 'model', coalesce(m.name, r.requested_model),
+        'tokens', coalesce(r.input_tokens, 0) + coalesce(r.cached_input_tokens, 0) + coalesce(r.cache_write_tokens, 0)
+            + coalesce(r.audio_input_tokens, 0) + coalesce(r.image_input_tokens, 0) + coalesce(r.output_tokens, 0)
+            + coalesce(r.audio_output_tokens, 0) + coalesce(r.image_output_tokens, 0),
+        'at', r.admitted_at,
+        'status', case r.state when 'held' then 'running' when 'settled' then r.outcome else r.state end)
+        order by r.admitted_at desc, r.id desc), '[]'::jsonb)
+    into v_recent
+    from (
+        select *
         from gateway.requests
-        where state = 'held'
-    ));
+        where admitted_at > now() - interval '31 days' and state <> 'refused'
+        order by admitted_at desc, id desc
+        limit 10
+    ) as r
+    left join gateway.api_keys as k on k.id = r.key_id
+    left join gateway.models as m on m.id = r.model_id;
+    return v_found || jsonb_build_object('recent_activity', v_recent);
 end
 $$;
 
@@ -6323,6 +6364,8 @@ create policy nobody on gateway.usage_rollups as restrictive to public using (fa
 create policy nobody on gateway.usage_periods as restrictive to public using (false);
 
 create policy nobody on gateway.key_days as restrictive to public using (false);
+
+create policy nobody on gateway.active_days as restrictive to public using (false);
 
 create policy nobody on gateway.usage_closing as restrictive to public using (false);
 

@@ -150,8 +150,8 @@ from (
 ) as g
 
 -- name: closing
--- As api.close_usage does it, which would take a day at a time and add to the same months sixty times. The last quarter of an hour and
--- what has begun of the next are left, as they are at the worst.
+-- As api.close_usage does it, which would take a day at a time and add to the same months sixty times. The quarter of an hour that has
+-- begun, and one more, are left to it.
 select gateway.fold_usage(array(
     select r from gateway.usage_rollups as r
     where r.bucket >= day and r.bucket < least(day + interval '10 days', gateway.rollup_bucket({now} - interval '15 minutes'))
