@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from gateway.errors import Unprocessable
 from gateway.providers.anthropic import ANTHROPIC, VERSION_HEADER
 from gateway.providers.openai_compatible import OPENAI_COMPATIBLE
-from gateway.providers.wire import AuthStyle, Provider
+from gateway.providers.wire import DOCUMENT_CHAT, AuthStyle, Provider
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +31,7 @@ PROVIDERS: tuple[Provider, ...] = (
         name="anthropic",
         title="Anthropic",
         wire=ANTHROPIC,
+        chat=DOCUMENT_CHAT,
         base_url="https://api.anthropic.com/v1",
         auth=AuthStyle.X_API_KEY,
         extra_headers=VERSION_HEADER,

@@ -41,6 +41,42 @@ class AuthStyle(StrEnum):
     X_GOOG_API_KEY = "x-goog-api-key"
 
 
+class Capability(StrEnum):
+    """What a provider's wire can say. What each of its models takes is for the provider to judge."""
+
+    PLAIN = "plain"
+    STREAM = "stream"
+    TOOLS = "tools"
+    PARALLEL_TOOLS = "parallel_tools"
+    JSON = "json"
+    """Answers that fit a JSON schema."""
+    IMAGE_INPUT = "image_input"
+    AUDIO_INPUT = "audio_input"
+    VIDEO_INPUT = "video_input"
+    FILE_INPUT = "file_input"
+    IMAGE_OUTPUT = "image_output"
+    """Images within an answer of a chat."""
+    REASONING = "reasoning"
+    CACHE = "cache"
+    """It tells how much of the prompt it found in its cache."""
+    EMBEDDINGS = "embeddings"
+    IMAGES = "images"
+
+
+TEXT_CHAT = frozenset({Capability.PLAIN, Capability.STREAM})
+DOCUMENT_CHAT = TEXT_CHAT | {
+    Capability.TOOLS,
+    Capability.PARALLEL_TOOLS,
+    Capability.JSON,
+    Capability.IMAGE_INPUT,
+    Capability.FILE_INPUT,
+    Capability.REASONING,
+    Capability.CACHE,
+}
+MEDIA_CHAT = DOCUMENT_CHAT | {Capability.AUDIO_INPUT, Capability.VIDEO_INPUT}
+"""What is said in OpenAI's own terms, and passed on as it is."""
+
+
 class Fault(StrEnum):
     """Whose fault a provider's failure is, and so what follows from it."""
 
@@ -68,6 +104,8 @@ class Provider:
     """How it makes and edits images; None where it does not."""
     embeddings: EmbeddingWire | None = None
     """How it makes embeddings; None where it does not."""
+    chat: frozenset[Capability] = MEDIA_CHAT
+    """What its wire for chat can."""
     aliases: tuple[str, ...] = ()
     auth: AuthStyle = AuthStyle.BEARER
     key_needed: bool = True
@@ -82,6 +120,12 @@ class Provider:
     attribution: Mapping[str, str] = field(default_factory=dict)
     """Header name → which attribution setting it carries: `site_url` or `site_name`."""
     extra_headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """All that can be asked of it."""
+        media = {Capability.IMAGES: self.images, Capability.EMBEDDINGS: self.embeddings}
+        return self.chat | {capability for capability, wire in media.items() if wire is not None}
 
     @property
     def subject(self) -> str:
