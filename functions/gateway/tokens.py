@@ -187,6 +187,19 @@ def count_embedded(given: str | Sequence[Any], model: str = "") -> int:
     return sum(count_text(value, model) if isinstance(value, str) else len(value) for value in inputs)
 
 
+def caches_for_an_hour(body: Any) -> bool:
+    """Return whether a request asks for a cache that lives longer than the usual five minutes.
+
+    That costs more. Wherever in the body: a wire may pass on any of it.
+    """
+    if isinstance(body, dict):
+        control = body.get("cache_control")
+        if isinstance(control, dict) and control.get("ttl") not in (None, "5m"):
+            return True
+        return any(map(caches_for_an_hour, body.values()))
+    return isinstance(body, list) and any(map(caches_for_an_hour, body))
+
+
 def count_text(text: str, model: str = "") -> int:
     """Return the tokens of a text for a model, or an estimate that is rather high where no data is there.
 

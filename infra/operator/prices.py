@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 prices = typer.Typer(no_args_is_help=True, help="What providers take: list, and bring in from a file.")
 
 BATCH_LINES = 250
-_CLASSES = ("input", "cached_input", "cache_write", "output", "per_image", "per_request")
+_CLASSES = ("input", "cached_input", "cache_write", "cache_write_1h", "output", "per_image", "per_request")
 _SHOWN_CHANGES = 40
 
 

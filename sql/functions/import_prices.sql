@@ -17,7 +17,8 @@ create type gateway.price_line as (
     per_request numeric,
     per_image numeric,
     source text,
-    source_date date
+    source_date date,
+    cache_write_1h numeric
 );
 comment on type gateway.price_line is 'A line of a price list: what a provider takes for a model, and what is known of the model.';
 
@@ -104,16 +105,17 @@ begin
                     ('cache_write', p.cache_write, l.cache_write), ('audio_input', p.audio_input, l.audio_input),
                     ('image_input', p.image_input, l.image_input), ('output', p.output, l.output),
                     ('audio_output', p.audio_output, l.audio_output), ('image_output', p.image_output, l.image_output),
-                    ('per_request', p.per_request, l.per_request), ('per_image', p.per_image, l.per_image)
+                    ('per_request', p.per_request, l.per_request), ('per_image', p.per_image, l.per_image),
+                    ('cache_write_1h', p.cache_write_1h, l.cache_write_1h)
             ) as k (class, old, new)
             where k.old is distinct from k.new
         ) as c
     ),
     written as (
         insert into gateway.prices as p (offer_id, effective_from, input, cached_input, cache_write, audio_input, image_input,
-                                         output, audio_output, image_output, per_request, per_image, source, source_date)
+                                         output, audio_output, image_output, per_request, per_image, source, source_date, cache_write_1h)
         select c.offer_id, v_at, c.input, c.cached_input, c.cache_write, c.audio_input, c.image_input,
-            c.output, c.audio_output, c.image_output, c.per_request, c.per_image, c.source, c.source_date
+            c.output, c.audio_output, c.image_output, c.per_request, c.per_image, c.source, c.source_date, c.cache_write_1h
         from compared as c
         where not p_dry_run and c.changes is not null
         order by c.offer_id
@@ -121,7 +123,8 @@ begin
             input = excluded.input, cached_input = excluded.cached_input, cache_write = excluded.cache_write,
             audio_input = excluded.audio_input, image_input = excluded.image_input, output = excluded.output,
             audio_output = excluded.audio_output, image_output = excluded.image_output, per_request = excluded.per_request,
-            per_image = excluded.per_image, source = excluded.source, source_date = excluded.source_date
+            per_image = excluded.per_image, source = excluded.source, source_date = excluded.source_date,
+            cache_write_1h = excluded.cache_write_1h
     )
     select jsonb_build_object(
         'dry_run', p_dry_run,

@@ -7,7 +7,8 @@ as $$
             'cache_write', gateway.show_usd(p_price.cache_write), 'audio_input', gateway.show_usd(p_price.audio_input),
             'image_input', gateway.show_usd(p_price.image_input), 'output', gateway.show_usd(p_price.output),
             'audio_output', gateway.show_usd(p_price.audio_output), 'image_output', gateway.show_usd(p_price.image_output),
-            'per_request', gateway.show_usd(p_price.per_request), 'per_image', gateway.show_usd(p_price.per_image)))
+            'per_request', gateway.show_usd(p_price.per_request), 'per_image', gateway.show_usd(p_price.per_image),
+            'cache_write_1h', gateway.show_usd(p_price.cache_write_1h)))
 $$;
 comment on function gateway.describe_price(gateway.prices) is 'A price as the API shows it: USD per million tokens, as text; classes without a price of their own are left out.';
 revoke all on function gateway.describe_price(gateway.prices) from public;
@@ -16,9 +17,9 @@ create function gateway.insert_price(p_offer_id bigint, p_service_id bigint, p_p
 language sql set search_path = ''
 as $$
     insert into gateway.prices (offer_id, service_id, effective_from, input, cached_input, cache_write, audio_input, image_input,
-                                output, audio_output, image_output, per_request, per_image, source, source_date)
+                                output, audio_output, image_output, per_request, per_image, source, source_date, cache_write_1h)
     select p_offer_id, p_service_id, coalesce(p_effective_from, clock_timestamp()), r.input, r.cached_input, r.cache_write, r.audio_input,
-        r.image_input, r.output, r.audio_output, r.image_output, r.per_request, r.per_image, r.source, r.source_date
+        r.image_input, r.output, r.audio_output, r.image_output, r.per_request, r.per_image, r.source, r.source_date, r.cache_write_1h
     from jsonb_populate_record(null::gateway.prices, p_prices - array['id', 'offer_id', 'service_id', 'effective_from', 'created_at']) as r
     returning *
 $$;

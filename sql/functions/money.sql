@@ -38,11 +38,15 @@ as $$
 declare
     v_input constant numeric := (p_prices ->> 'input')::numeric;
     v_output constant numeric := (p_prices ->> 'output')::numeric;
+    v_cache_write constant numeric := coalesce((p_prices ->> 'cache_write')::numeric, v_input);
 begin
     return (
         coalesce((p_usage ->> 'input')::bigint, 0) * v_input
         + coalesce((p_usage ->> 'cached_input')::bigint, 0) * coalesce((p_prices ->> 'cached_input')::numeric, v_input)
-        + coalesce((p_usage ->> 'cache_write')::bigint, 0) * coalesce((p_prices ->> 'cache_write')::numeric, v_input)
+        + coalesce((p_usage ->> 'cache_write')::bigint, 0) * v_cache_write
+        -- a part of what was written, dearer by the difference
+        + least(coalesce((p_usage ->> 'cache_write_1h')::bigint, 0), coalesce((p_usage ->> 'cache_write')::bigint, 0))
+            * (coalesce((p_prices ->> 'cache_write_1h')::numeric, v_cache_write) - v_cache_write)
         + coalesce((p_usage ->> 'audio_input')::bigint, 0) * coalesce((p_prices ->> 'audio_input')::numeric, v_input)
         + coalesce((p_usage ->> 'image_input')::bigint, 0) * coalesce((p_prices ->> 'image_input')::numeric, v_input)
         + coalesce((p_usage ->> 'output')::bigint, 0) * v_output

@@ -16,8 +16,10 @@ create table gateway.prices (
     source text,
     source_date date,
     created_at timestamptz not null default now(),
+    cache_write_1h numeric(20, 10) constraint prices_cache_write_1h_check check (cache_write_1h >= 0),
     constraint prices_are_numbers check ('NaN' <> all (array[
-        input, cached_input, cache_write, audio_input, image_input, output, audio_output, image_output, per_request, per_image])),
+        input, cached_input, cache_write, audio_input, image_input, output, audio_output, image_output, per_request, per_image,
+        cache_write_1h])),
     unique nulls not distinct (offer_id, service_id, effective_from)
 );
 create index prices_service_idx on gateway.prices (service_id) where service_id is not null;
@@ -41,3 +43,4 @@ comment on column gateway.prices.per_image is 'USD for each image made, beside i
 comment on column gateway.prices.source is 'Where the price was read.';
 comment on column gateway.prices.source_date is 'When it was read there.';
 comment on column gateway.prices.created_at is 'When the row was written.';
+comment on column gateway.prices.cache_write_1h is 'USD per million input tokens written to the provider''s cache for an hour. Empty: requests that may write for so long are refused.';

@@ -45,6 +45,7 @@ create table gateway.requests (
     provider_cost_usd numeric(20, 10),
     idempotency_key text,
     settled_at timestamptz,
+    cache_write_1h_tokens bigint constraint requests_cache_write_1h_tokens_check check (cache_write_1h_tokens >= 0),
     primary key (id, admitted_at),
     constraint requests_charge_is_booked check (charge_usd = collected_usd + uncollected_usd),
     constraint requests_settled_has_outcome check ((state = 'settled') = (outcome is not null))
@@ -79,6 +80,7 @@ comment on column gateway.requests.output_tokens_bound is 'Bound of the output i
 comment on column gateway.requests.input_tokens is 'Input tokens in no other class. The classes are disjoint; empty: not told.';
 comment on column gateway.requests.cached_input_tokens is 'Input tokens read from the provider''s cache.';
 comment on column gateway.requests.cache_write_tokens is 'Input tokens written to the provider''s cache.';
+comment on column gateway.requests.cache_write_1h_tokens is 'Those of cache_write_tokens that were written for an hour.';
 comment on column gateway.requests.audio_input_tokens is 'Audio tokens read.';
 comment on column gateway.requests.image_input_tokens is 'Image tokens read.';
 comment on column gateway.requests.output_tokens is 'Output tokens in no other class; reasoning is inside.';

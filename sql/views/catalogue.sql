@@ -5,7 +5,8 @@ select m.name as model, o.provider, o.upstream_model, s.name as service, m.activ
     p.audio_output as audio_output_per_million_usd, p.image_output as image_output_per_million_usd,
     p.per_request as per_request_usd, p.per_image as per_image_usd,
     trim_scale(p.input * 0.000001) as input_per_token_usd, trim_scale(p.output * 0.000001) as output_per_token_usd,
-    p.effective_from, n.effective_from as next_price_from, p.source, p.source_date, p.id as price_id
+    p.effective_from, n.effective_from as next_price_from, p.source, p.source_date, p.id as price_id,
+    p.cache_write_1h as cache_write_1h_per_million_usd
 from gateway.offers as o
 join gateway.models as m on m.id = o.model_id
 join (
@@ -47,6 +48,7 @@ comment on column gateway.price_list.next_price_from is 'When another price foll
 comment on column gateway.price_list.source is 'Where the price was read.';
 comment on column gateway.price_list.source_date is 'When it was read there.';
 comment on column gateway.price_list.price_id is 'The version, in gateway.prices.';
+comment on column gateway.price_list.cache_write_1h_per_million_usd is 'USD per million input tokens written to the provider''s cache for an hour. Empty: not offered.';
 
 create view gateway.key_overview with (security_invoker = true) as
 with used as (

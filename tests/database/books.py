@@ -200,7 +200,7 @@ def usage_of(request: JSONObject) -> dict[str, int] | None:
         name: request["images" if name == "images" else f"{name}_tokens"] or 0
         for name in (
             "input", "cached_input", "cache_write", "audio_input", "image_input",
-            "output", "reasoning", "audio_output", "image_output", "images",
+            "output", "reasoning", "audio_output", "image_output", "images", "cache_write_1h",
         )
     }  # fmt: skip
 

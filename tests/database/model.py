@@ -77,6 +77,15 @@ class Terms:
                 ),
                 NOTHING,
             )
+            # a part of what was written, at a price of its own
+            tokens_usd += (
+                min(usage.get("cache_write_1h", 0), usage.get("cache_write", 0))
+                * (
+                    prices.get("cache_write_1h", price_of(prices, "cache_write"))
+                    - price_of(prices, "cache_write")
+                )
+                / MILLION
+            )
             fixed_usd = prices.get("per_request", NOTHING) + usage.get("images", 0) * prices.get(
                 "per_image", NOTHING
             )

@@ -40,7 +40,13 @@ PAID_IN = (Decimal("0.1"), Decimal("0.03"))
 ZONES = ("UTC", "Asia/Kolkata")
 CATALOGUE: dict[str, dict[str, str]] = {
     "echo": {"input": "2", "output": "8"},
-    "dear": {"input": "10", "cached_input": "1", "cache_write": "12.5", "output": "40"},
+    "dear": {
+        "input": "10",
+        "cached_input": "1",
+        "cache_write": "12.5",
+        "cache_write_1h": "20",
+        "output": "40",
+    },
     # nothing of it comes out even at the tenth decimal
     "odd": {
         "input": "0.0003333333",
@@ -748,7 +754,7 @@ usages = st.one_of(
         st.tuples(
             st.sampled_from([
                 "input", "cached_input", "cache_write", "audio_input", "image_input",
-                "output", "reasoning", "audio_output", "image_output", "images",
+                "output", "reasoning", "audio_output", "image_output", "images", "cache_write_1h",
             ]),
             st.one_of(st.integers(0, 3), st.integers(0, 900), st.integers(2_000, 20_000)),
         ),

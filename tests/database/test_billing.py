@@ -61,6 +61,17 @@ def charged(engine: Engine, prices: dict[str, str], usage: dict[str, int]) -> tu
         (FULL, {"input": 1000}, "0.003", "0.00315"),
         (FULL, {"cached_input": 1000}, "0.0003", "0.000315"),
         (FULL, {"cache_write": 1000}, "0.00375", "0.0039375"),
+        # what was written for an hour is a part of what was written: 600 x 3.75 + 400 x 6
+        (
+            {**FULL, "cache_write_1h": "6"},
+            {"cache_write": 1000, "cache_write_1h": 400},
+            "0.00465",
+            "0.0048825",
+        ),
+        # ... which it can't exceed, and without a price of its own it costs what the rest costs
+        ({**FULL, "cache_write_1h": "6"}, {"cache_write": 10, "cache_write_1h": 400}, "0.00006", "0.000063"),
+        (FULL, {"cache_write": 1000, "cache_write_1h": 400}, "0.00375", "0.0039375"),
+        ({"input": "3", "output": "15"}, {"cache_write": 10, "cache_write_1h": 5}, "0.00003", "0.0000315"),
         (FULL, {"audio_input": 1000}, "0.01", "0.0105"),
         (FULL, {"image_input": 1000}, "0.005", "0.00525"),
         (FULL, {"output": 1000}, "0.015", "0.01575"),

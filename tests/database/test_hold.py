@@ -53,6 +53,9 @@ def test_hold_is_the_upper_bound_to_the_last_digit(
         # any input token may turn out to be the dearest class of text
         ({"input": "2", "cached_input": "0.2", "cache_write": "2.5", "output": "8"}, {}, "0.006825"),
         ({"input": "2", "cached_input": "3", "output": "8"}, {}, "0.00735"),
+        # an hour of a cache counts where it may be asked for
+        ({"input": "2", "cache_write_1h": "4", "output": "8"}, {}, "0.0063"),
+        ({"input": "2", "cache_write_1h": "4", "output": "8"}, {"p_cache_write_1h": True}, "0.0084"),
         # media classes count where there may be media
         ({"input": "2", "audio_input": "40", "output": "8", "audio_output": "80"}, {}, "0.0063"),
         (
@@ -90,6 +93,25 @@ def test_hold_counts_the_dearest_class_that_can_occur(
     shared_engine.model(name, prices)
     shared_engine.service([name])
     assert shared_engine.admitted(customer.key_hash, p_models=[name], **parameters)["hold_usd"] == hold
+
+
+def test_an_hour_of_a_cache_needs_a_price(shared_engine: Engine) -> None:
+    customer = shared_engine.customer()
+    without, priced = f"without-{customer.id}", f"priced-{customer.id}"
+    shared_engine.model(without, {"input": "2", "cache_write": "2.5", "output": "8"})
+    shared_engine.model(priced, {"input": "2", "cache_write_1h": "4", "output": "8"})
+    shared_engine.service([without, priced])
+    asked: dict[str, Any] = {"p_cache_write_1h": True}
+    told = shared_engine.refused(customer.key_hash, p_models=[without], **asked)
+    assert (told["refusal"], told["model"]) == ("cache_write_1h_not_priced", without)
+    # A route that has one stands in.
+    admission = shared_engine.admitted(customer.key_hash, p_models=[without, priced], **asked)
+    assert [candidate["model"] for candidate in admission["candidates"]] == [priced]
+    told = shared_engine.settle(admission, usage={"cache_write": 1000, "cache_write_1h": 1000})
+    assert told["cost_usd"] == "0.004"
+    request = shared_engine.call("read_request", p_request_id=admission["request_id"])
+    assert request["tokens"] == {"cache_write": 1000, "cache_write_1h": 1000}
+    shared_engine.assert_books_agree()
 
 
 def test_flat_hold_counts_tokens_alike(shared_engine: Engine) -> None:

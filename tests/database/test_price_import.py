@@ -57,6 +57,7 @@ def test_a_list_adds_models_offers_and_prices(engine: Engine) -> None:
             per_image="0.04",
             per_request="0.0000000001",
             image_output="40",
+            cache_write_1h="4",
             source="https://example.org",
             source_date="2026-11-21",
         ),
@@ -90,6 +91,7 @@ def test_a_list_adds_models_offers_and_prices(engine: Engine) -> None:
         "image_output": "40",
         "per_image": "0.04",
         "per_request": "0.0000000001",
+        "cache_write_1h": "4",
         "source_date": "2026-11-21",
     }
     assert in_force(engine, "echo", "xai")["cached_input"] == "0.5"
@@ -99,7 +101,11 @@ def test_a_list_adds_models_offers_and_prices(engine: Engine) -> None:
 
 
 def test_importing_twice_changes_nothing(engine: Engine) -> None:
-    lines = [line("echo"), line("a", cached_input="0.20"), line("b", "xai", per_image="0.04")]
+    lines = [
+        line("echo"),
+        line("a", cached_input="0.20", cache_write_1h="4"),
+        line("b", "xai", per_image="0.04"),
+    ]
     bring_in(engine, *lines)
     before = rows(engine)
     told = bring_in(engine, *[{**each, "source_date": "2026-12-01"} for each in lines])

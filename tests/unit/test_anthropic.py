@@ -768,9 +768,25 @@ def test_cache_reads_and_writes_are_classes_of_their_own() -> None:
     answer = _answer("message_cached.json")
     assert answer.usage is not None
     assert (answer.usage.input, answer.usage.cached_input, answer.usage.cache_write) == (2048, 1800, 248)
+    # What was written for an hour is a part of what was written, at a price of its own.
+    assert answer.usage.cache_write_1h == 100
     assert answer.usage.total_input == 2048 + 1800 + 248
     assert answer.body["usage"]["prompt_tokens"] == 4096
-    assert answer.body["usage"]["prompt_tokens_details"]["cached_tokens"] == 1800
+    assert answer.body["usage"]["prompt_tokens_details"] == {
+        "cached_tokens": 1800,
+        "cache_write_tokens": 248,
+        "cache_write_1h_tokens": 100,
+    }
+
+
+def test_the_lifetimes_of_a_stream_are_those_that_it_began_with() -> None:
+    data = _read("stream_text.sse").replace(
+        b'{"input_tokens": 25,',
+        b'{"input_tokens": 25, "cache_creation_input_tokens": 9, '
+        b'"cache_creation": {"ephemeral_5m_input_tokens": 2, "ephemeral_1h_input_tokens": 7},',
+    )
+    stream, _ = _stream(data)
+    assert stream.usage == TokenUsage(input=25, cache_write=9, cache_write_1h=7, output=15)
 
 
 @pytest.mark.parametrize(

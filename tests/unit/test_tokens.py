@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gateway import tokens
 from gateway.tokens import (
     IMAGE_TOKENS,
+    caches_for_an_hour,
     count_messages,
     count_request,
     count_text,
@@ -308,3 +309,35 @@ def test_text_parts_and_tools_have_a_bound() -> None:
     bound = input_bound(body)
     assert bound is not None
     assert bound >= 100 + len(json.dumps(TOOL))
+
+
+_HOUR = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        _HOUR,
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", **_HOUR}]}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "c", **_HOUR}]}]},
+        {"tools": [{"type": "function", "function": {"name": "f", **_HOUR}}]},
+        {"vendor": [[{"cache_control": {"ttl": "24h"}}]]},
+        {"cache_control": {"ttl": ["1h"]}},
+    ],
+)
+def test_a_cache_of_an_hour_is_seen_wherever_it_is_asked_for(body: dict[str, Any]) -> None:
+    assert caches_for_an_hour(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"cache_control": {"type": "ephemeral"}},
+        {"cache_control": {"type": "ephemeral", "ttl": "5m"}},
+        {"messages": [{"role": "user", "content": '{"cache_control":{"ttl":"1h"}}'}]},
+        {"ttl": "1h", "cache_control": "1h"},
+    ],
+)
+def test_the_usual_cache_is_none_of_an_hour(body: dict[str, Any]) -> None:
+    assert not caches_for_an_hour(body)

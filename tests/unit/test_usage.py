@@ -58,6 +58,15 @@ def test_reasoning_is_a_part_of_output() -> None:
         TokenUsage(input=1, output=2, reasoning=3)
 
 
+def test_what_is_cached_for_an_hour_is_a_part_of_what_is_cached() -> None:
+    usage = TokenUsage(input=1, output=2, cache_write=5, cache_write_1h=5)
+    assert (usage.total_input, usage.total) == (6, 8)
+    assert usage.as_dict() == {"input": 1, "output": 2, "cache_write": 5, "cache_write_1h": 5}
+    for written in (4, None):
+        with pytest.raises(ValueError, match="part of cache_write"):
+            TokenUsage(input=1, output=2, cache_write=written, cache_write_1h=5)
+
+
 @pytest.mark.parametrize(
     ("reported", "expected"),
     [

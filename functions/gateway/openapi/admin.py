@@ -301,10 +301,10 @@ ROUTES: Routes = {
         "The first line names the columns, in any order. `model`, `provider`, `input` and `output` are "
         "needed; the others are `upstream_model`, `context_length`, `max_output_tokens`, "
         "`input_modalities`, `output_modalities` (words with spaces between), `cached_input`, `cache_write`, "
-        "`audio_input`, `image_input`, `audio_output`, `image_output`, `per_request`, `per_image`, `source` "
-        "and `source_date`. Prices are USD per million tokens; an empty cell says nothing. In place of "
-        "`input` and `output` there may be `price_per_token`: USD for a token, read or written alike. A "
-        "list has at most 20,000 lines.",
+        "`audio_input`, `image_input`, `audio_output`, `image_output`, `per_request`, `per_image`, "
+        "`cache_write_1h`, `source` and `source_date`. Prices are USD per million tokens; an empty cell says "
+        "nothing. In place of `input` and `output` there may be `price_per_token`: USD for a token, read or "
+        "written alike. A list has at most 20,000 lines.",
         upload=Content(
             "text/csv",
             "The list, as UTF-8.",

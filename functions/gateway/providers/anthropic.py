@@ -504,11 +504,13 @@ def read_usage(reported: Any) -> TokenUsage | None:
     written = token_count(reported.get("cache_creation_input_tokens"))
     if fresh is None or output is None or not fresh + (cached or 0) + (written or 0):
         return None
+    hour = token_count(_dict(reported.get("cache_creation")).get("ephemeral_1h_input_tokens"))
     thought = token_count(_dict(reported.get("output_tokens_details")).get("thinking_tokens"))
     return TokenUsage(
         input=fresh,
         cached_input=cached,
         cache_write=written,
+        cache_write_1h=min(hour, written) if hour and written else None,
         output=output,
         reasoning=None if thought is None else min(thought, output),
     )

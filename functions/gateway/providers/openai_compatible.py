@@ -374,6 +374,7 @@ def openai_usage(usage: TokenUsage) -> dict[str, Any]:
     sent = {
         "cached_tokens": usage.cached_input,
         "cache_write_tokens": usage.cache_write,
+        "cache_write_1h_tokens": usage.cache_write_1h,
         "audio_tokens": usage.audio_input,
         "image_tokens": usage.image_input,
     }

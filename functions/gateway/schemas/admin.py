@@ -166,7 +166,8 @@ class UpdateServiceRequest(Patch):
 class Prices(Body):
     """What a provider takes: USD per million tokens of each class, USD per request and image.
 
-    A class without a price costs what its base class (input or output) costs.
+    A class without a price costs what its base class (input or output) costs. Without one of
+    `cache_write_1h`, requests that ask for a cache of an hour are refused.
     """
 
     input: Usd
@@ -179,6 +180,7 @@ class Prices(Body):
     image_output: Usd | None = None
     per_request: Usd | None = None
     per_image: Usd | None = None
+    cache_write_1h: Usd | None = None
     source: Annotated[str, Field(max_length=500)] | None = None
     source_date: Day | None = None
 

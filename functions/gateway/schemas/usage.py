@@ -10,10 +10,11 @@ class TokenUsage:
     """Tokens by class, each counted in exactly one of them, so that each can have its own price.
 
     None means that the provider did not tell, which is not zero: an untold class is not charged and not
-    shown. `reasoning` is the exception to "disjoint": it is the part of `output` that was thought and not
-    said, kept for information, and left out of `total`.
+    shown. Two are exceptions to "disjoint", and left out of `total`. `reasoning` is the part of `output` that
+    was thought and not said, kept for information. `cache_write_1h` is the part of `cache_write` that was
+    written for an hour, and is dearer than the rest.
 
-    Raises ValueError where a class is negative, or `reasoning` exceeds `output`.
+    Raises ValueError where a class is negative, or a part exceeds its whole.
     """
 
     input: int = 0
@@ -27,6 +28,7 @@ class TokenUsage:
     audio_output: int | None = None
     image_output: int | None = None
     reasoning: int | None = None
+    cache_write_1h: int | None = None
     images: int | None = None
     """How many images were made: no tokens, and in no total."""
 
@@ -39,6 +41,8 @@ class TokenUsage:
                 raise ValueError(f"{field.name} must be a whole number, not {count!r}")
         if self.reasoning is not None and self.reasoning > self.output:
             raise ValueError(f"reasoning ({self.reasoning}) is a part of output ({self.output})")
+        if self.cache_write_1h is not None and self.cache_write_1h > (self.cache_write or 0):
+            raise ValueError(f"cache_write_1h ({self.cache_write_1h}) is a part of cache_write")
 
     @property
     def total_input(self) -> int:

@@ -291,6 +291,7 @@ class PricesAnswer(Answer):
     image_output: Usd = "0"
     per_request: Usd = "0"
     per_image: Usd = "0"
+    cache_write_1h: Usd = Field(default="0", description="Of what is written to a cache for an hour.")
 
 
 class Price(PricesAnswer):

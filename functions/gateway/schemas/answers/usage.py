@@ -33,6 +33,8 @@ class Balance(Success):
 class Tokens(Answer):
     """Tokens by class. No token is in two classes, save that reasoning is a part of the output.
 
+    What was written to a cache for an hour is a part of what was written to it.
+
     A class that is missing was not told by the provider.
     """
 
@@ -46,6 +48,7 @@ class Tokens(Answer):
     audio_output: Count = 0
     image_output: Count = 0
     images: Count = Field(default=0, description="Images, not tokens.")
+    cache_write_1h: Count = 0
 
 
 class RequestRecord(Answer):
