@@ -1,7 +1,7 @@
 """The chat function."""
 
-from gateway.chat import operations
+from gateway import chat, media
 from gateway.runtime.function import Function
 
-app = Function(operations)
+app = Function(lambda process: [*chat.operations(process), *media.operations(process)])
 handler = app.handle

@@ -216,6 +216,13 @@ def rate_limit_headers(limits: RateLimits, warnings: Sequence[str] = ()) -> dict
     return headers
 
 
+_ENDPOINTS = {
+    "text": " Call it at /v1/chat/completions.",
+    "image": " Call it at /v1/images/generations.",
+    "embedding": " Call it at /v1/embeddings.",
+}
+
+
 def refusal_error(refusal: Refusal) -> GatewayError:
     """Return the contract's error for a refusal of api.admit_request."""
     error = _refusal_error(refusal)
@@ -249,6 +256,20 @@ def _refusal_error(refusal: Refusal) -> GatewayError:  # noqa: C901, PLR0911, PL
         case "model_not_allowed":
             return Forbidden(
                 f"This key may not use the model {model!r}.", code="model_not_allowed", param="model"
+            )
+        case "model_wrong_output":
+            gives = " and ".join(details["output_modalities"])
+            return Unprocessable(
+                f"The model {model!r} answers with {gives}, not with {details['output']}."
+                + _ENDPOINTS.get(details["output_modalities"][-1], ""),
+                code="model_not_suitable",
+                param="model",
+            )
+        case "cache_write_1h_not_priced":
+            return Unprocessable(
+                f"A cache of an hour has no price for {model!r} here. Leave out the ttl of cache_control.",
+                code="cache_write_1h_not_priced",
+                param="cache_control",
             )
         case "input_unbounded":
             return Unprocessable(

@@ -204,9 +204,17 @@ revoke all on function gateway.describe_limits(gateway.limit_state[], timestampt
 -- with the commission (or at the flat price), rounded up; of the candidates the dearest. The input bound is p_input_tokens_bound or,
 -- where that is null, the model's context length. The output bound is p_max_output_tokens × p_choices or, where the client named
 -- none, what the model, the setting, the balance and the limits allow; below 16 the request is refused. Input that holds media
--- is not bounded here: p_input_tokens_bound is to be null for it, for then the media classes' prices count.
+-- counts at the media classes' prices: p_media_input says so; null says that what has no p_input_tokens_bound holds media.
 --
--- Locks, in this order: the idempotency key, the limit counters (in key order), the account. Everything else is only read.
+-- p_output: what the request is for, as models' output_modalities name it (text, image, embedding); a model that does not give it is
+-- refused. p_output_bounds, where the provider can't be told a bound: provider -> the most that one choice takes, cut to the model's
+-- max_output_tokens; providers that are not in it are not asked. A model whose output costs nothing by the token is held for without.
+--
+-- p_cache_write_1h: whether the request may write to a provider's cache for an hour, which is dearer; routes without a price for that are
+-- not taken.
+--
+-- Locks, in this order: the idempotency key, the limit counters (in key order), the account; where a service is to be probed, its health, for
+-- which nobody waits. Everything else is only read.
 -- Generic plans: through PostgREST the planner otherwise plans anew at each call, which took 1.5 ms of the 3.4 (measured).
 create function api.admit_request(
     p_key_hash text,
@@ -223,7 +231,11 @@ create function api.admit_request(
     p_username text default null,
     p_media_output boolean default false,
     p_idempotency_key text default null,
-    p_body_hash text default null
+    p_body_hash text default null,
+    p_output text default 'text',
+    p_media_input boolean default null,
+    p_output_bounds jsonb default null,
+    p_cache_write_1h boolean default false
 ) returns jsonb
 language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan
 as $$
@@ -237,6 +249,8 @@ declare
     v_commission numeric;
     v_found boolean := false;
     v_allowed boolean := false;
+    v_fit boolean := false;
+    v_gives text[];
     v_routed boolean := false;
     v_candidate gateway.candidate;
     v_resolved gateway.candidate[] := '{}'::gateway.candidate[];
@@ -266,7 +280,9 @@ declare
     v_warnings text[];
 begin
     -- In SQL an absent bound passes every comparison: it has to be refused here or it would hold nothing.
-    if p_choices is null or p_choices < 1 or p_max_output_tokens < 0 or p_input_tokens_bound < 0 or p_lease_seconds is null then
+    if p_choices is null or p_choices < 1 or p_max_output_tokens < 0 or p_input_tokens_bound < 0 or p_lease_seconds is null
+        or p_output is null
+    then
         raise exception 'choices, tokens and lease are to be numbers, not negative ones' using errcode = 'invalid_parameter_value';
     end if;
     if p_max_output_tokens > c_most_tokens / p_choices then
@@ -318,15 +334,31 @@ begin
 
         for v_candidate in
             select * from gateway.resolve_candidates(p_models, p_model_id, p_provider, v_key.allowed_services,
-                                                     p_input_tokens_bound is null, p_media_output)
+                                                     coalesce(p_media_input, p_input_tokens_bound is null), p_media_output)
         loop
             v_found := true;
             continue when v_key.allowed_models is not null and not v_candidate.model_id = any (v_key.allowed_models);
             v_allowed := true;
-            continue when v_candidate.route_id is null;
+            if not p_output = any (v_candidate.output_modalities) then
+                v_gives := coalesce(v_gives, v_candidate.output_modalities);
+                continue;
+            end if;
+            v_fit := true;
+            continue when v_candidate.route_id is null or not p_output_bounds ? v_candidate.provider;
             v_routed := true;
             continue when v_candidate.prices is null;
-            v_candidate.input_bound := least(p_input_tokens_bound, v_candidate.context_length);
+            if p_cache_write_1h then
+                if not v_candidate.prices ? 'cache_write_1h' then
+                    v_reason := coalesce(v_reason, jsonb_build_object('refusal', 'cache_write_1h_not_priced', 'model', v_candidate.model_name));
+                    continue;
+                end if;
+                v_candidate.input_rate := greatest(v_candidate.input_rate, (v_candidate.prices ->> 'cache_write_1h')::numeric * 0.000001);
+            end if;
+            -- several texts to embed, and several images, are each read in a context of its own
+            v_candidate.input_bound := case
+                when p_output = 'text' or p_input_tokens_bound is null then least(p_input_tokens_bound, v_candidate.context_length)
+                else p_input_tokens_bound
+            end;
             if v_candidate.input_bound is null then
                 v_reason := coalesce(v_reason, jsonb_build_object('refusal', 'input_unbounded', 'model', v_candidate.model_name));
                 continue;
@@ -337,6 +369,7 @@ begin
             v_refusal := case
                 when not v_found then jsonb_build_object('refusal', 'model_not_found')
                 when not v_allowed then jsonb_build_object('refusal', 'model_not_allowed')
+                when not v_fit then jsonb_build_object('refusal', 'model_wrong_output', 'output', p_output, 'output_modalities', v_gives)
                 when not v_routed then jsonb_build_object('refusal', 'model_not_served')
                 else coalesce(v_reason, jsonb_build_object('refusal', 'model_not_priced'))
             end || jsonb_build_object('model', v_requested);
@@ -410,7 +443,15 @@ begin
             end if;
             v_fixed := v_candidate.fixed_usd * v_commission + v_candidate.input_bound * v_rate_in;
 
-            if p_max_output_tokens is not null then
+            if p_output_bounds is not null then
+                v_candidate.output_bound := case
+                    when v_candidate.output_rate = 0 then 0
+                    else least((p_output_bounds ->> v_candidate.provider)::bigint, v_candidate.max_output_tokens)
+                end;
+                if (p_output_bounds ->> v_candidate.provider) is null or v_candidate.output_bound not between 0 and c_most_tokens / p_choices then
+                    raise exception 'output bounds are to be numbers, not negative ones' using errcode = 'invalid_parameter_value';
+                end if;
+            elsif p_max_output_tokens is not null then
                 v_candidate.output_bound := p_max_output_tokens;
             else
                 v_candidate.output_bound := least(v_bound, v_candidate.max_output_tokens, v_settings.default_max_output_tokens);
@@ -438,7 +479,7 @@ begin
                     'needed_usd', gateway.show_usd(v_candidate.hold_usd),
                     'available_usd', gateway.show_usd(v_free),
                     'affordable_output_tokens', case
-                        when v_rate_out > 0
+                        when v_rate_out > 0 and p_output_bounds is null
                             then greatest(least(div(v_free - v_fixed, v_rate_out * p_choices), v_candidate.output_bound), 0)::bigint
                         else 0
                     end));
@@ -469,6 +510,13 @@ begin
         return v_refusal || jsonb_build_object(
             'admitted', false, 'key_prefix', v_key.prefix, 'rate_limits', gateway.describe_limits(v_limits, v_at));
     end if;
+
+    -- a service that was set aside is probed by one request, and by others only if nothing else is left
+    for v_turn in 2 .. cardinality(v_candidates) loop
+        exit when not v_candidates[1].probe_due
+            or gateway.begin_probe(v_candidates[1].service_id, v_candidates[1].route_id, v_at);
+        v_candidates := v_candidates[2:] || v_candidates[1];
+    end loop;
 
     -- a limit of a model or a service reserves what its own candidates may use; the settlement gives back what they did not
     select coalesce(array_agg((
@@ -568,6 +616,7 @@ begin
         'key_prefix', v_key.prefix,
         'customer_id', v_key.customer_id,
         'max_output_tokens', v_bound,
+        'unsupported_parameters', v_settings.unsupported_parameters,
         'hold_usd', gateway.show_usd(v_hold),
         'rate_limits', gateway.describe_limits(v_limits, v_at),
         'warnings', coalesce(to_jsonb(v_warnings), '[]'),
@@ -581,9 +630,9 @@ begin
     );
 end
 $$;
-revoke all on function api.admit_request(text, text, text[], text, integer, bigint, bigint, integer, boolean, bigint, text, text, boolean, text, text) from public;
-grant execute on function api.admit_request(text, text, text[], text, integer, bigint, bigint, integer, boolean, bigint, text, text, boolean, text, text) to service_role;
-comment on function api.admit_request(text, text, text[], text, integer, bigint, bigint, integer, boolean, bigint, text, text, boolean, text, text) is 'Admits a request and holds its whole upper bound, or says why not. One transaction.';
+revoke all on function api.admit_request(text, text, text[], text, integer, bigint, bigint, integer, boolean, bigint, text, text, boolean, text, text, text, boolean, jsonb, boolean) from public;
+grant execute on function api.admit_request(text, text, text[], text, integer, bigint, bigint, integer, boolean, bigint, text, text, boolean, text, text, text, boolean, jsonb, boolean) to service_role;
+comment on function api.admit_request(text, text, text[], text, integer, bigint, bigint, integer, boolean, bigint, text, text, boolean, text, text, text, boolean, jsonb, boolean) is 'Admits a request and holds its whole upper bound, or says why not. One transaction.';
 
 create function gateway.describe_excess(
     p_limits gateway.limit_state[], p_service_id bigint, p_model_id bigint, p_tokens bigint, p_charge_usd numeric, p_cost_usd numeric,

@@ -17,12 +17,15 @@ create type gateway.candidate as (
     input_bound bigint,
     output_bound bigint,
     cost_bound_usd numeric,
-    hold_usd numeric
+    hold_usd numeric,
+    output_modalities text[],
+    probe_due boolean
 );
 comment on type gateway.candidate is 'A route that a request might take, with its pinned prices and what it may cost. Rates are USD per token at the dearest class that can occur.';
 
 -- gateway.resolve_candidates: the routes that a request for these models might take, in the order in which to try them: by the
--- client's order of models, then priority, then at random by weight. A model that has no usable route gives one row without a
+-- client's order of models, then priority, then at random by weight; services that are set aside (record_health.sql) come last, of these
+-- first the one whose last failure is the longest ago. probe_due: the time aside is over, and somebody has to try. A model that has no usable route gives one row without a
 -- route; a route without a price in force gives one without prices. Reads only. PL/pgSQL, here and below on the chat path, because it
 -- keeps its plans: a SQL function with a search_path of its own is planned anew at every call.
 create function gateway.resolve_candidates(
@@ -89,7 +92,9 @@ begin
         end * 0.000001,
         case when p_media_output then greatest(p.output, p.audio_output, p.image_output) else p.output end * 0.000001,
         p.per_request,
-        null::bigint, null::bigint, null::numeric, null::numeric
+        null::bigint, null::bigint, null::numeric, null::numeric,
+        m.output_modalities,
+        coalesce(not h.is_aside and h.was_aside, false)
     from (select distinct on (id) position, id, provider from resolved order by id, position) as wanted_model
     join gateway.models as m on m.id = wanted_model.id
     left join (
@@ -105,13 +110,19 @@ begin
             jsonb_strip_nulls(jsonb_build_object(
                 'input', v.input, 'cached_input', v.cached_input, 'cache_write', v.cache_write, 'audio_input', v.audio_input,
                 'image_input', v.image_input, 'output', v.output, 'audio_output', v.audio_output, 'image_output', v.image_output,
-                'per_request', v.per_request, 'per_image', v.per_image)) as prices
+                'per_request', v.per_request, 'per_image', v.per_image, 'cache_write_1h', v.cache_write_1h)) as prices
         from gateway.prices as v
         where v.offer_id = o.id and (v.service_id = s.id or v.service_id is null) and v.effective_from <= clock_timestamp()
         order by v.service_id is null, v.effective_from desc
         limit 1
     ) as p on true
-    order by wanted_model.position, coalesce(r.priority, s.priority), -ln(1 - random()) / r.weight;
+    left join lateral (
+        select bool_or(coalesce(greatest(x.set_aside_until, x.probing_until) > clock_timestamp(), false)) as is_aside,
+            bool_or(x.set_asides > 0) as was_aside, max(x.last_failure_at) as last_failure_at
+        from gateway.service_health as x
+        where x.service_id = s.id and x.route_id in (0, r.id)
+    ) as h on true
+    order by coalesce(h.is_aside, false), case when h.is_aside then h.last_failure_at end, wanted_model.position, coalesce(r.priority, s.priority), -ln(1 - random()) / r.weight;
 end
 $$;
 comment on function gateway.resolve_candidates(text[], bigint, text, bigint[], boolean, boolean) is 'The routes that a request might take, in the order in which to try them.';

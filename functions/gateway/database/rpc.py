@@ -66,6 +66,8 @@ class Admission:
     rate_limits: RateLimits
     warnings: tuple[str, ...]
     candidates: tuple[Candidate, ...]
+    unsupported_parameters: str = "refuse"
+    """What becomes of a parameter that a provider can't be told: refuse, or drop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,10 @@ class Database:
         media_output: bool = False,
         idempotency_key: str | None = None,
         body_hash: str | None = None,
+        output: str = "text",
+        media_input: bool | None = None,
+        output_bounds: Mapping[str, int] | None = None,
+        cache_write_1h: bool = False,
     ) -> Admission | Refusal:
         told = await self._call(
             "admit_request",
@@ -164,6 +170,10 @@ class Database:
             media_output=media_output,
             idempotency_key=idempotency_key,
             body_hash=body_hash,
+            output=output,
+            media_input=media_input,
+            output_bounds=output_bounds,
+            cache_write_1h=cache_write_1h,
         )
         rate_limits = RateLimits.read(told.get("rate_limits"))
         if not told["admitted"]:
@@ -178,6 +188,7 @@ class Database:
             rate_limits=rate_limits,
             warnings=tuple(told["warnings"]),
             candidates=tuple(Candidate(**candidate) for candidate in told["candidates"]),
+            unsupported_parameters=told["unsupported_parameters"],
         )
 
     async def settle_request(self, settlement: Mapping[str, Any]) -> Settled | None:

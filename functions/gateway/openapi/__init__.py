@@ -31,7 +31,14 @@ def whole_document(process: Process) -> dict[str, Any]:
 
 def every_operation(process: Process) -> list[Operation]:
     """Return the operations of every function, in the order in which they are asked for a path."""
-    from gateway import admin, chat, keys, usage  # noqa: PLC0415
+    from gateway import admin, chat, keys, media, usage  # noqa: PLC0415
 
-    functions = (chat.operations, keys.operations, usage.operations, admin.operations, operations)
+    functions = (
+        chat.operations,
+        media.operations,
+        keys.operations,
+        usage.operations,
+        admin.operations,
+        operations,
+    )
     return [operation for function in functions for operation in function(process)]

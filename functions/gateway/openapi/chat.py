@@ -31,6 +31,7 @@ METERED_REFUSALS = (
             _refusal("model_not_allowed"),
             _refusal("model_not_found"),
             _refusal("model_not_priced"),
+            _refusal("model_wrong_output", output="text", output_modalities=["image"]),
             _refusal("idempotency_running"),
             _refusal("idempotency_reused", first_request_id="req_01a1fd2ab32670e3815c293832e5f73a"),
             _refusal("idempotency_mismatch"),

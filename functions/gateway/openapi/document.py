@@ -18,7 +18,7 @@ from gateway.errors import (
     Unprocessable,
 )
 from gateway.http import stopped
-from gateway.openapi import admin, chat, keys, usage, web
+from gateway.openapi import admin, chat, keys, media, usage, web
 from gateway.openapi.routes import PAGE_REFUSALS, Content, Route
 from gateway.openapi.schemas import components, example, reference
 from gateway.schemas.answers import ErrorAnswer
@@ -36,6 +36,7 @@ JSON = "application/json"
 
 ROUTES: Mapping[str, Route] = {
     **chat.ROUTES,
+    **media.ROUTES,
     **keys.ROUTES,
     **usage.ROUTES,
     **admin.ROUTES,
@@ -62,6 +63,8 @@ is what the provider takes, *charge* what the customer pays.
 
 TAGS = {
     "chat": "Calls of models. Each is paid for once, and bounded before it is made.",
+    "images": "Images made and edited, paid for and bounded as chats are.",
+    "embeddings": "Texts as vectors.",
     "models": "What can be called, and for how much.",
     "keys": "API keys.",
     "usage": "What a customer has, has used and may use.",
@@ -282,16 +285,16 @@ def _operation(operation: Operation, route: Route, schemas: Mapping[str, Any]) -
     }
     if route.public:
         made["security"] = []
-    if route.upload is not None:
-        made["requestBody"] = {"required": True, "content": _content(route.upload, schemas)}
+    bodies: dict[str, Any] = {}
     if operation.request_model is not None:
         shown = (
             example(reference(operation.request_model), schemas) if route.request is None else route.request
         )
-        made["requestBody"] = {
-            "required": route.request_required,
-            "content": {JSON: {"schema": reference(operation.request_model), "example": shown}},
-        }
+        bodies[JSON] = {"schema": reference(operation.request_model), "example": shown}
+    if route.upload is not None:
+        bodies |= _content(route.upload, schemas)
+    if bodies:
+        made["requestBody"] = {"required": route.request_required, "content": bodies}
     return made
 
 

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 
 from gateway.errors import Unprocessable
 from gateway.providers.anthropic import ANTHROPIC, VERSION_HEADER
+from gateway.providers.late_wire import late_wire
 from gateway.providers.openai_compatible import OPENAI_COMPATIBLE
-from gateway.providers.wire import DOCUMENT_CHAT, AuthStyle, Provider
+from gateway.providers.openai_embeddings import OPENAI_EMBEDDINGS
+from gateway.providers.openai_images import COMPATIBLE_IMAGES, OPENAI_IMAGES
+from gateway.providers.wire import DOCUMENT_CHAT, MEDIA_CHAT, AuthStyle, Capability, Provider
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +26,8 @@ PROVIDERS: tuple[Provider, ...] = (
         name="openai",
         title="OpenAI",
         wire=OPENAI_COMPATIBLE,
+        images=OPENAI_IMAGES,
+        embeddings=OPENAI_EMBEDDINGS,
         base_url="https://api.openai.com/v1",
         # max_tokens is deprecated there, and refused by the reasoning models.
         output_bound_field="max_completion_tokens",
@@ -37,6 +42,17 @@ PROVIDERS: tuple[Provider, ...] = (
         extra_headers=VERSION_HEADER,
     ),
     Provider(
+        name="gemini",
+        title="Google Gemini",
+        wire=late_wire("gateway.providers.gemini", "GEMINI"),
+        chat=MEDIA_CHAT | {Capability.IMAGE_OUTPUT},
+        images=late_wire("gateway.providers.gemini_media", "GEMINI_IMAGES"),
+        embeddings=late_wire("gateway.providers.gemini_media", "GEMINI_EMBEDDINGS"),
+        base_url="https://generativelanguage.googleapis.com/v1beta",
+        aliases=("google", "google-gemini"),
+        auth=AuthStyle.X_GOOG_API_KEY,
+    ),
+    Provider(
         name="deepseek",
         title="DeepSeek",
         wire=OPENAI_COMPATIBLE,
@@ -46,6 +62,7 @@ PROVIDERS: tuple[Provider, ...] = (
         name="openrouter",
         title="OpenRouter",
         wire=OPENAI_COMPATIBLE,
+        embeddings=OPENAI_EMBEDDINGS,
         base_url="https://openrouter.ai/api/v1",
         # Usage always comes; the option is deprecated and without effect.
         stream_usage_option=False,
@@ -63,6 +80,7 @@ PROVIDERS: tuple[Provider, ...] = (
         name="mistral",
         title="Mistral",
         wire=OPENAI_COMPATIBLE,
+        embeddings=OPENAI_EMBEDDINGS,
         base_url="https://api.mistral.ai/v1",
         # stream_options.include_usage and max_completion_tokens are both refused with 422 ("extra inputs are
         # not permitted"); the last chunk carries usage all the same.
@@ -72,6 +90,8 @@ PROVIDERS: tuple[Provider, ...] = (
         name="together",
         title="Together AI",
         wire=OPENAI_COMPATIBLE,
+        images=COMPATIBLE_IMAGES,
+        embeddings=OPENAI_EMBEDDINGS,
         base_url="https://api.together.xyz/v1",
         aliases=("togetherai",),
     ),
@@ -79,6 +99,7 @@ PROVIDERS: tuple[Provider, ...] = (
         name="xai",
         title="xAI",
         wire=OPENAI_COMPATIBLE,
+        images=COMPATIBLE_IMAGES,
         base_url="https://api.x.ai/v1",
         aliases=("grok",),
         # Bounds the visible answer and the reasoning together; max_tokens is deprecated.
@@ -90,6 +111,7 @@ PROVIDERS: tuple[Provider, ...] = (
         name="huggingface",
         title="Hugging Face",
         wire=OPENAI_COMPATIBLE,
+        embeddings=OPENAI_EMBEDDINGS,
         base_url="https://router.huggingface.co/v1",
         aliases=("hf",),
         lists_models_to_all=True,
@@ -98,6 +120,7 @@ PROVIDERS: tuple[Provider, ...] = (
         name="ollama",
         title="Ollama",
         wire=OPENAI_COMPATIBLE,
+        embeddings=OPENAI_EMBEDDINGS,
         base_url="http://127.0.0.1:11434/v1",
         key_needed=False,
     ),
@@ -105,6 +128,8 @@ PROVIDERS: tuple[Provider, ...] = (
         name="vllm",
         title="vLLM",
         wire=OPENAI_COMPATIBLE,
+        images=COMPATIBLE_IMAGES,
+        embeddings=OPENAI_EMBEDDINGS,
         base_url="http://127.0.0.1:8000/v1",
         key_needed=False,
     ),
@@ -112,6 +137,8 @@ PROVIDERS: tuple[Provider, ...] = (
         name="openai-compatible",
         title="the OpenAI-compatible service",
         wire=OPENAI_COMPATIBLE,
+        images=COMPATIBLE_IMAGES,
+        embeddings=OPENAI_EMBEDDINGS,
         base_url=None,
         key_needed=False,
         # Who knows: many a server asks for the key only where it costs something.
