@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from gateway.providers.wire import ImageCall, ImageWire, InputImage, ProviderCall, ProviderError
 
 # Output tokens of an image of gpt-image-1 and 1.5, of the dearest shape (OpenAI's guide, "Cost and latency").
-_FIXED = {"low": 408, "medium": 1584, "high": 6240}
+# They know nothing finer than high.
+_FIXED = {"low": 408, "medium": 1584, "high": 6240, "xhigh": 6240, "max": 6240}
 # gpt-image-2 and later: how fine the longer edge is cut. The first three are those of OpenAI's calculator
 # (1024 x 1024 in high quality is 7024 tokens, 3840 x 2160 is 13342). For xhigh and max it publishes none:
 # taken here is that each doubles the tokens of the one before.
@@ -55,7 +56,7 @@ class OpenAIImageWire:
         quality = body.get("quality")
         grades = (quality,) if quality in _FINENESS else tuple(_FINENESS)
         tokens = (
-            max(_FIXED.get(grade, 0), image_tokens(grade, width, height))
+            max(_FIXED[grade], image_tokens(grade, width, height))
             for grade in grades
             for width, height in sizes
         )
