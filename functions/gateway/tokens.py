@@ -128,6 +128,7 @@ _TEXT_FIELDS = frozenset(
         "reasoning",
         "reasoning_content",
         "reasoning_details",
+        "extra_content",
         "annotations",
         "citations",
         "cache_control",
