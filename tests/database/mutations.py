@@ -401,7 +401,7 @@ FAULTS = (
     Fault(
         "who came since the closing is not among the busiest",
         "functions/read_admin_monitor.sql",
-        "            union\n            select customer_id, key_id from live\n",
+        "        union\n        select customer_id, key_id from live_keys\n",
         "",
         ("test_figures",),
     ),
