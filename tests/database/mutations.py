@@ -117,6 +117,42 @@ FAULTS = (
         "where id = any (p_key_ids) order by array_position(p_key_ids, id) for update",
         ("test_keys",),
     ),
+    # images and embeddings
+    Fault(
+        "a chat model is asked for an image",
+        ADMIT,
+        "if not p_output = any (v_candidate.output_modalities) then",
+        "if p_output <> 'text' and v_candidate.output_modalities = '{}' then",
+        ("test_media_hold",),
+    ),
+    Fault(
+        "an image's bound that is absent holds nothing",
+        ADMIT,
+        "if (p_output_bounds ->> v_candidate.provider) is null or",
+        "if",
+        ("test_media_hold",),
+    ),
+    Fault(
+        "several texts to embed are held for as one",
+        ADMIT,
+        "when p_output = 'text' or p_input_tokens_bound is null then",
+        "when true then",
+        ("test_media_hold",),
+    ),
+    Fault(
+        "images to edit are held for as text",
+        ADMIT,
+        "coalesce(p_media_input, p_input_tokens_bound is null)",
+        "p_input_tokens_bound is null",
+        ("test_media_hold",),
+    ),
+    Fault(
+        "a provider that makes no images is asked for one",
+        ADMIT,
+        " or not p_output_bounds ? v_candidate.provider;",
+        ";",
+        ("test_media_hold",),
+    ),
     # the hold
     Fault(
         "the hold is not compared with the free balance",

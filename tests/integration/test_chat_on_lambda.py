@@ -11,6 +11,7 @@ import sys
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from tests.fixtures.emulator import FUNCTIONS, Emulator, NoEmulatorError, rest_event, runtime
@@ -266,3 +267,23 @@ def test_the_emulators_own_runtime_api_takes_the_stream(gateway: RunningGateway,
             assert delimiter
             assert body.endswith(b"data: [DONE]\n\n")
     assert [row["outcome"] for row in settled(gateway, customer)] == ["succeeded"] * 2
+
+
+def test_a_form_with_an_image_arrives_whole(chat: ChatFunction, gateway: RunningGateway) -> None:
+    """API Gateway hands over in base64 what the template calls binary."""
+    customer = gateway.customer("5")
+    prices = {"input": "5", "image_input": "8", "output": "10", "image_output": "32"}
+    model = gateway.model("echo", prices=prices, max_output_tokens=None, output=("image",))
+    image = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+    fields = {"model": model, "prompt": "Make it night", "size": "1024x1024", "quality": "low"}
+    form = httpx.Request("POST", "https://api.example.org", data=fields, files={"image": ("a.png", image)})
+    event = rest_event("POST", "/v1/images/edits", key=customer.key)
+    event["multiValueHeaders"]["Content-Type"] = [form.headers["content-type"]]
+    event |= {"body": base64.b64encode(form.read()).decode(), "isBase64Encoded": True}
+    chat.api.invoke(event, seconds=60, headers={"Lambda-Runtime-Trace-Id": TRACE})
+    report = chat.api.report(30)
+    assert report.metadata["statusCode"] == 200, report.body
+    assert json.loads(report.body)["gateway_usage"]["tokens_charged"] > 272
+    [row] = settled(gateway, customer)
+    assert (row["endpoint"], row["image_output_tokens"]) == ("images.edits", 272)
+    assert gateway.simulator.calls.all()[-1].body["image"].content == image
