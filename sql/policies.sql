@@ -7,6 +7,7 @@ create policy nobody on gateway.models as restrictive to public using (false);
 create policy nobody on gateway.offers as restrictive to public using (false);
 create policy nobody on gateway.services as restrictive to public using (false);
 create policy nobody on gateway.routes as restrictive to public using (false);
+create policy nobody on gateway.service_health as restrictive to public using (false);
 create policy nobody on gateway.prices as restrictive to public using (false);
 create policy nobody on gateway.api_keys as restrictive to public using (false);
 create policy nobody on gateway.retired_secrets as restrictive to public using (false);
@@ -16,6 +17,7 @@ create policy nobody on gateway.limit_crossings as restrictive to public using (
 create policy nobody on gateway.turned_windows as restrictive to public using (false);
 create policy nobody on gateway.requests as restrictive to public using (false);
 create policy nobody on gateway.requests_default as restrictive to public using (false);
+create policy nobody on gateway.provider_costs as restrictive to public using (false);
 create policy nobody on gateway.idempotency_keys as restrictive to public using (false);
 create policy nobody on gateway.ledger_entries as restrictive to public using (false);
 create policy nobody on gateway.usage_rollups as restrictive to public using (false);

@@ -9,6 +9,7 @@
 \ir tables/accounts.sql
 \ir tables/models.sql
 \ir tables/services.sql
+\ir tables/service_health.sql
 \ir tables/prices.sql
 \ir tables/api_keys.sql
 \ir tables/retired_secrets.sql
@@ -16,6 +17,7 @@
 \ir tables/limit_counters.sql
 \ir tables/limit_crossings.sql
 \ir tables/requests.sql
+\ir tables/provider_costs.sql
 \ir tables/idempotency_keys.sql
 \ir tables/ledger_entries.sql
 \ir tables/ledger_checkpoints.sql
@@ -32,6 +34,7 @@
 \ir functions/create_request_partitions.sql
 
 \ir functions/raise_event.sql
+\ir functions/record_health.sql
 \ir functions/record_crossings.sql
 \ir functions/correct_counters.sql
 \ir functions/record_refusal.sql
@@ -46,8 +49,10 @@
 \ir functions/close_ledger.sql
 \ir functions/drop_request_partitions.sql
 \ir functions/close_usage.sql
+\ir functions/compare_provider_costs.sql
 \ir functions/read_usage.sql
 \ir functions/read_admin_monitor.sql
+\ir functions/read_service_health.sql
 
 \ir functions/authenticate_key.sql
 \ir functions/authenticate_user.sql

@@ -13,6 +13,7 @@ from gateway.errors import GatewayError, InternalError, ProviderTimeout, Unproce
 from gateway.http import finish, request_id
 from gateway.metering import rate_limit_headers
 from gateway.providers.wire import ProviderError
+from gateway.tokens import caches_for_an_hour
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 MAX_IDEMPOTENCY_KEY_CHARS = 255
+DROPPED_HEADER = "x-gateway-dropped-parameters"
+"""The parameters that the provider can't be told, and that a setting says to leave out."""
 
 _LAMBDA_MARGIN_SECONDS = 15.0
 """What of a function's time is left for the settlement."""
@@ -54,8 +57,16 @@ class Call:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers that its answer carries."""
-        return rate_limit_headers(self.admission.rate_limits, self.admission.warnings)
+        """The headers that its answer carries: once a provider has the call, with what it was not told."""
+        headers = rate_limit_headers(self.admission.rate_limits, self.admission.warnings)
+        if self.exchange.dropped:
+            headers[DROPPED_HEADER] = ", ".join(sorted(map(_header_safe, self.exchange.dropped)))
+        return headers
+
+    def announce(self) -> dict[str, str]:
+        """Return the headers of an answer that begins now, before it is known which provider will end it."""
+        self.exchange.announced = self.exchange.dropped
+        return self.headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +113,7 @@ class Calls:
                 request_id=request_id(request),
                 endpoint=endpoint,
                 streamed=exchange.stream,
+                cache_write_1h=caches_for_an_hour([exchange.body, *exchange.files.values()]),
                 **_idempotency(request, endpoint, raw),
                 **admission,
             )
@@ -114,6 +126,8 @@ class Calls:
                 raise
             cancelled, admitted = error, admitting.result()
         exchange.candidates = admitted.candidates
+        exchange.drops = admitted.unsupported_parameters == "drop"
+        exchange.started, exchange.deadline = started, started + seconds
         call = Call(admitted, exchange, started=started, deadline=started + seconds)
         if cancelled is not None:
             # The server stopped while the database was asked: what it has held is given back.
@@ -243,6 +257,11 @@ def _idempotency(request: Request, endpoint: str, raw: bytes) -> dict[str, str]:
         )
     digest = hashlib.sha256(endpoint.encode() + b"\0" + raw).hexdigest()
     return {"idempotency_key": given, "body_hash": digest}
+
+
+def _header_safe(name: str) -> str:
+    """Return a client's own name as a header may carry it."""
+    return "".join(char if "!" <= char <= "~" and char != "," else "?" for char in name)
 
 
 def _storable(text: str | None) -> str | None:

@@ -79,7 +79,7 @@ class Completions:
         """Return the response that streams the answer."""
         lifetime = call.deadline - call.started + STALLED_CLIENT_SECONDS
         return EventStreamResponse(
-            self._stream(call, shape), headers=call.headers, lifetime=lifetime, logger=self._logger
+            self._stream(call, shape), late_headers=call.announce, lifetime=lifetime, logger=self._logger
         )
 
     async def _stream(self, call: Call, shape: EventShape) -> AsyncGenerator[bytes, None]:

@@ -108,12 +108,19 @@ class Operation:
     scope: str | None = None
     """The key's scope that it takes; None where no key is needed."""
     request_model: type[BaseModel] | None = None
+    load_request_model: Callable[[], type[BaseModel]] | None = None
+    """Imports that model, where it takes long enough that no start should pay for it."""
     status: int = 200
     streams: bool = False
     """Whether the response may be server-sent events."""
     tags: tuple[str, ...] = ()
     in_schema: bool = True
     dialect: Dialect = OPENAI
+
+    @property
+    def body(self) -> type[BaseModel] | None:
+        """The model of its JSON body; None where it takes none."""
+        return self.request_model if self.load_request_model is None else self.load_request_model()
 
 
 class ClientGoneError(Exception):
@@ -280,6 +287,8 @@ class EventStreamResponse(Response):
     then waits for it to finish, whatever else is cancelled meanwhile, under every version of the ASGI
     specification. Work that must not be interrupted even by that one signal runs inside `finish`.
 
+    `late_headers` are asked for when the headers go out, and only then known.
+
     `lifetime` in seconds bounds the whole of it: a client that stays but takes nothing has left by then.
     """
 
@@ -291,6 +300,7 @@ class EventStreamResponse(Response):
         *,
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
+        late_headers: Callable[[], Mapping[str, str]] | None = None,
         lifetime: float | None = None,
         logger: Logger | None = None,
     ) -> None:
@@ -298,6 +308,7 @@ class EventStreamResponse(Response):
         self.status_code = status_code
         self.background = None
         self._generator = generator
+        self._late_headers = late_headers
         self._lifetime = lifetime
         self._logger = logger
         self._started = False
@@ -360,6 +371,8 @@ class EventStreamResponse(Response):
     async def _start(self, send: Send) -> None:
         if not self._started:
             self._started = True
+            if self._late_headers is not None:
+                self.headers.update(self._late_headers())
             try:
                 await send(
                     {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}

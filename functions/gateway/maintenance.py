@@ -33,6 +33,7 @@ class Sweep:
     idempotency_keys_forgotten: int = 0
     retired_secrets_forgotten: int = 0
     usage_rows_closed: int = 0
+    provider_costs_compared: int = 0
     ledger_months_closed: tuple[str, ...] = ()
     log_months_dropped: tuple[str, ...] = ()
     events_delivered: int = 0
@@ -129,6 +130,10 @@ async def _close_usage(process: Process, sweep: Sweep) -> None:
             return
 
 
+async def _compare_costs(process: Process, sweep: Sweep) -> None:
+    sweep.provider_costs_compared = await process.database.compare_provider_costs()
+
+
 async def _forget_events(process: Process, sweep: Sweep) -> None:
     sweep.events_forgotten = await process.database.forget_events()
 
@@ -149,6 +154,7 @@ _STEPS = (
     _forget,
     _forget_secrets,
     _close_usage,
+    _compare_costs,
     _forget_events,
     _deliver_events,
     _keep_books,

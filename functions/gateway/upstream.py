@@ -2,19 +2,23 @@
 
 A route that fails before a byte of its answer was used gives way to the next, where the failure may pass:
 no connection, 408, 429, 5xx. A connection that breaks after the request was sent does not: the provider may
-have done the work, and another would do it again.
+have done the work, and another would do it again. A route whose wire can't say what the client said gives way
+as well. Before it does, a route is tried once more where that takes no time worth speaking of: after a
+connection that failed, and where the provider says to come back within seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, Unprocessable
+from gateway.providers.failures import UNSUPPORTED_PARAMETER
 from gateway.providers.registry import find_provider
 from gateway.providers.wire import Fault, ProviderCall, ProviderError
 from gateway.service_keys import open_sealed
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
     from gateway.database.rpc import Candidate
     from gateway.observability import Logger
+    from gateway.providers.wire import UpstreamRequest
     from gateway.settings import Settings
 
 Result = TypeVar("Result")
@@ -37,6 +42,13 @@ _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
 _ERROR_SECONDS = 5.0
 """How long the text of an error is waited for: its status says enough to go on with."""
+_CONNECT_PAUSE_SECONDS = 0.1
+"""Before a connection that failed is tried again, on average."""
+_LONGEST_PAUSE_SECONDS = 3.0
+"""The longest retry-after that is waited for; where it is longer, the next route has its turn."""
+_BUSY = frozenset({429, 503})
+_MOST_DROPPED = 32
+"""Parameters that are left out of one call; each takes a translation of the whole body."""
 _REQUEST_ID_HEADERS = ("x-request-id", "request-id", "x-generation-id")
 
 
@@ -59,6 +71,16 @@ class Exchange:
     forwarded: bool = False
     """Whether the client has been given any of the answer: no other route can follow."""
     failed_routes: list[Mapping[str, Any]] = field(default_factory=list)
+    drops: bool = False
+    """Whether parameters that a provider can't be told are left out; else the client is told (422)."""
+    dropped: frozenset[str] = frozenset()
+    """Those that were left out of the call that the provider has."""
+    announced: frozenset[str] | None = None
+    """What of them the response's headers have told, once they are out: no other is left out after that."""
+    started: float | None = None
+    """When the request was admitted, by the event loop's clock."""
+    deadline: float | None = None
+    """By the same clock: a pause that would last beyond it is not made."""
 
 
 class Upstream:
@@ -74,27 +96,85 @@ class Upstream:
 
         `use` gets the response with its body unread, and may raise ProviderError as well. The response is
         closed after it, which stops a provider that is still generating. Raises the ProviderError of the
-        last route tried, and GatewayError where the wire can't say what the client said.
+        last route tried; and Unprocessable (422), if no wire can say what the client said.
         """
-        last = len(exchange.candidates) - 1
-        for position, candidate in enumerate(exchange.candidates):
+        failure: ProviderError | None = None
+        refusal: Unprocessable | None = None
+        for candidate in exchange.candidates:
+            exchange.candidate = exchange.provider_request_id = None
             try:
-                call = self._prepare(exchange, candidate)
-                response = await self._send(exchange, candidate, call)
+                call, request = self._translate(exchange, candidate)
+            except Unprocessable as error:
+                refusal = refusal or error
+                continue
+            except ProviderError as error:
+                self._record(exchange, candidate, error)
+                raise
+            exchange.dropped = call.dropped
+            try:
+                return await self._call(exchange, candidate, call, request, use)
+            except ProviderError as error:
+                if exchange.forwarded or not error.retryable:
+                    raise
+                failure = error
+        # What may pass is the better answer: the client may send the same again.
+        last = failure or refusal
+        if last is None:
+            raise AssertionError("a request is admitted to one route at least")
+        raise last
+
+    async def _call(
+        self,
+        exchange: Exchange,
+        candidate: Candidate,
+        call: ProviderCall,
+        request: UpstreamRequest,
+        use: Use[Result],
+    ) -> Result:
+        """Call one route, a second time where its failure is one of a moment. Raises ProviderError."""
+        tried_again = False
+        while True:
+            try:
+                response = await self._send(exchange, candidate, call, request)
                 try:
                     exchange.provider_request_id = _provider_request_id(response)
                     return await use(call, response)
                 finally:
                     await response.aclose()
             except ProviderError as error:
-                exchange.failed_routes.append(_failure(candidate, error))
-                self._report(candidate, error)
-                if exchange.forwarded or not error.retryable or position == last:
+                self._record(exchange, candidate, error)
+                pause = None if tried_again or exchange.forwarded else _pause(error)
+                if pause is None or not _in_time(exchange, pause):
                     raise
-                exchange.candidate = exchange.provider_request_id = None
-        raise AssertionError("a request is admitted to one route at least")
+            exchange.candidate = exchange.provider_request_id = None
+            tried_again = True
+            await asyncio.sleep(pause)
 
-    def _report(self, candidate: Candidate, error: ProviderError) -> None:
+    def _translate(self, exchange: Exchange, candidate: Candidate) -> tuple[ProviderCall, UpstreamRequest]:
+        """Return the call of this route, and its request.
+
+        Raises ProviderError (operator), and Unprocessable where the wire can't say what the client said.
+        """
+        call = self._prepare(exchange, candidate)
+        if call.wire is None:
+            raise _misconfigured(candidate, f"no {type(call).__name__} goes to this provider")
+        while True:
+            try:
+                return call, call.wire.build_request(call)
+            except Unprocessable as error:
+                if (
+                    not exchange.drops
+                    or (exchange.announced is not None and error.param not in exchange.announced)
+                    or error.code != UNSUPPORTED_PARAMETER
+                    or error.param is None
+                    or error.param in call.dropped
+                    or len(call.dropped) == _MOST_DROPPED
+                ):
+                    raise
+                call = replace(call, dropped=call.dropped | {error.param})
+
+    def _record(self, exchange: Exchange, candidate: Candidate, error: ProviderError) -> None:
+        exchange.failed_routes.append(_failure(exchange, candidate, error))
         level = self._logger.error if error.fault is Fault.OPERATOR else self._logger.warning
         level(
             "A provider failed.",
@@ -139,10 +219,12 @@ class Upstream:
             **exchange.files,
         )
 
-    async def _send(self, exchange: Exchange, candidate: Candidate, call: ProviderCall) -> httpx.Response:
+    async def _send(
+        self, exchange: Exchange, candidate: Candidate, call: ProviderCall, upstream: UpstreamRequest
+    ) -> httpx.Response:
         """Send the call and return the response of status 2xx, its body unread. The caller closes it.
 
-        Raises ProviderError, and GatewayError where the wire can't say what the client said.
+        Raises ProviderError.
         """
 
         async def trace(event: str, _details: object) -> None:
@@ -151,9 +233,7 @@ class Upstream:
                 exchange.candidate = candidate
 
         wire = call.wire
-        if wire is None:
-            raise _misconfigured(candidate, f"no {type(call).__name__} goes to this provider")
-        upstream = wire.build_request(call)
+        assert wire is not None, "the call was translated by it"
         request = self._http.build_request(
             upstream.method,
             upstream.url,
@@ -231,14 +311,41 @@ def _misconfigured(candidate: Candidate, detail: str) -> ProviderError:
     )
 
 
-def _failure(candidate: Candidate, error: ProviderError) -> Mapping[str, Any]:
+def _pause(error: ProviderError) -> float | None:
+    """Return the seconds after which the same route is worth another try; None where it is not.
+
+    Jittered, so that a provider that comes back is not met by everybody at once.
+    """
+    if error.fault is not Fault.TRANSIENT:
+        return None
+    if error.status is None:
+        return _CONNECT_PAUSE_SECONDS * (0.5 + random.random())  # noqa: S311
+    if (
+        error.status in _BUSY
+        and error.retry_after is not None
+        and error.retry_after <= _LONGEST_PAUSE_SECONDS
+    ):
+        return error.retry_after + _CONNECT_PAUSE_SECONDS * random.random()  # noqa: S311
+    return None
+
+
+def _in_time(exchange: Exchange, pause: float) -> bool:
+    return exchange.deadline is None or asyncio.get_running_loop().time() + pause < exchange.deadline
+
+
+def _failure(exchange: Exchange, candidate: Candidate, error: ProviderError) -> Mapping[str, Any]:
     """Return what the log keeps of a failed route: nothing that a provider may have quoted of the prompt."""
-    return {
+    now = asyncio.get_running_loop().time()
+    failure: dict[str, Any] = {
         "route_id": candidate.route_id,
         "service_id": candidate.service_id,
         "status": error.status,
         "fault": error.fault.value,
+        "after_ms": 0 if exchange.started is None else max(round((now - exchange.started) * 1000), 0),
     }
+    if error.retry_after is not None:
+        failure["retry_after"] = round(error.retry_after, 3)
+    return failure
 
 
 def _provider_request_id(response: httpx.Response) -> str | None:

@@ -1,28 +1,39 @@
 create function gateway.describe_service(p_service gateway.services) returns jsonb
-language sql stable set search_path = ''
+language plpgsql stable set search_path = ''
 as $$
-    select to_jsonb(p_service) - 'provider_key' - 'deleted_at' || jsonb_build_object(
+begin
+    return to_jsonb(p_service) - 'provider_key' - 'deleted_at' || jsonb_build_object(
         'provider_key_set', p_service.provider_key is not null,
         'limits', gateway.show_limits(p_service_id => p_service.id) -> 'rate_limits',
-        'enabled_models', coalesce((
-            select jsonb_agg(m.name order by m.name)
-            from gateway.routes as r
-            join gateway.offers as o on o.id = r.offer_id
-            join gateway.models as m on m.id = o.model_id
-            where r.service_id = p_service.id and r.active
-        ), '[]'))
+        'health', gateway.describe_health(p_service.id)) || (
+        select jsonb_build_object(
+            'enabled_models', coalesce(jsonb_agg(m.name order by m.name) filter (where r.active), '[]'),
+            'routes', coalesce(jsonb_agg(jsonb_build_object(
+                'id', r.id, 'model', m.name, 'upstream_model', o.upstream_model, 'priority', r.priority,
+                'weight', trim_scale(r.weight), 'active', r.active) order by m.name), '[]'))
+        from gateway.routes as r
+        join gateway.offers as o on o.id = r.offer_id
+        join gateway.models as m on m.id = o.model_id
+        where r.service_id = p_service.id
+    );
+end
 $$;
 comment on function gateway.describe_service(gateway.services) is 'A service as an admin sees it: everything but the provider key.';
 revoke all on function gateway.describe_service(gateway.services) from public;
 
-create function gateway.enable_models(p_service gateway.services, p_models text[]) returns text
+-- gateway.enable_models: p_models are names (ours or the provider's), or objects {"model": name, "priority"?, "weight"?, "active"?}, which change
+-- what they name of the route and leave the rest: a new one has the service's priority, weight 1 and is active. Of two entries for one route
+-- the last holds.
+create function gateway.enable_models(p_service gateway.services, p_models jsonb) returns text
 language plpgsql set search_path = ''
 as $$
 declare
     v_unknown text;
+    v_routes jsonb;  -- offer -> what is said of it
 begin
     select w.name into v_unknown
-    from unnest(p_models) as w (name)
+    from jsonb_array_elements(p_models) as e (entry)
+    cross join lateral (select coalesce(e.entry ->> 'model', e.entry #>> '{}') as name) as w
     where not exists (
         select from gateway.offers as o
         join gateway.models as m on m.id = o.model_id
@@ -32,23 +43,34 @@ begin
     if found then
         return v_unknown;
     end if;
-    insert into gateway.routes as r (service_id, offer_id)
-    select p_service.id, o.id
-    from gateway.offers as o
-    join gateway.models as m on m.id = o.model_id
-    where o.provider = p_service.provider and (m.name = any (p_models) or o.upstream_model = any (p_models))
-    on conflict (service_id, offer_id) do update set active = true where not r.active;
+    v_routes := (
+        select coalesce(jsonb_object_agg(o.id, case when jsonb_typeof(e.entry) = 'object' then e.entry else '{}' end order by e.position), '{}')
+        from jsonb_array_elements(p_models) with ordinality as e (entry, position)
+        join gateway.offers as o on o.provider = p_service.provider
+        join gateway.models as m on m.id = o.model_id and coalesce(e.entry ->> 'model', e.entry #>> '{}') in (m.name, o.upstream_model)
+    );
+    insert into gateway.routes as r (service_id, offer_id, priority, weight, active)
+    select p_service.id, w.key::bigint, (w.value ->> 'priority')::integer, coalesce((w.value ->> 'weight')::numeric, 1),
+        coalesce((w.value ->> 'active')::boolean, true)
+    from jsonb_each(v_routes) as w
+    on conflict (service_id, offer_id) do nothing;
     update gateway.routes as r
-    set active = false
-    from gateway.offers as o
-    join gateway.models as m on m.id = o.model_id
-    where r.service_id = p_service.id and r.offer_id = o.id and r.active
-        and not (m.name = any (p_models) or o.upstream_model = any (p_models));
+    set priority = x.priority, weight = x.weight, active = x.active
+    from (
+        select k.id,
+            case when w.value ? 'priority' then (w.value ->> 'priority')::integer else k.priority end as priority,
+            coalesce((w.value ->> 'weight')::numeric, k.weight) as weight,
+            w.value is not null and coalesce((w.value ->> 'active')::boolean, true) as active
+        from gateway.routes as k
+        left join jsonb_each(v_routes) as w on w.key = k.offer_id::text
+        where k.service_id = p_service.id
+    ) as x
+    where r.id = x.id and (r.priority, r.weight, r.active) is distinct from (x.priority, x.weight, x.active);
     return null;
 end
 $$;
-comment on function gateway.enable_models(gateway.services, text[]) is 'Makes these models, and no others, the routes of a service. Returns a name that its provider does not offer, or null.';
-revoke all on function gateway.enable_models(gateway.services, text[]) from public;
+comment on function gateway.enable_models(gateway.services, jsonb) is 'Makes these models, and no others, the routes of a service. Returns a name that its provider does not offer, or null.';
+revoke all on function gateway.enable_models(gateway.services, jsonb) from public;
 
 -- api.reserve_service_id: the id of a service to be, because a provider key's encryption is bound to it.
 create function api.reserve_service_id() returns bigint
@@ -59,11 +81,11 @@ grant execute on function api.reserve_service_id() to service_role;
 comment on function api.reserve_service_id() is 'The id of a service to be.';
 
 -- api.create_service: adds a service with its routes, all or nothing. p_provider_key is sealed already. Models are named by our name or
--- the provider's. p_limits: as api.set_limits takes them. Returns the service, or {"error": "name_taken" | "unknown_model", "model"}.
+-- the provider's; p_routes: further ones with what is said of their routes (gateway.enable_models). p_limits: as api.set_limits takes them. Returns the service, or {"error": "name_taken" | "unknown_model", "model"}.
 create function api.create_service(
     p_id bigint, p_name text, p_provider text, p_base_url text default null, p_provider_key text default null,
     p_provider_key_last4 text default null, p_enabled_models text[] default '{}', p_priority integer default 100,
-    p_active boolean default true, p_actor text default null, p_limits jsonb default null
+    p_active boolean default true, p_actor text default null, p_limits jsonb default null, p_routes jsonb default '[]'
 ) returns jsonb
 language plpgsql security definer set search_path = ''
 as $$
@@ -76,7 +98,7 @@ begin
         insert into gateway.services (id, name, provider, base_url, provider_key, provider_key_last4, priority, active)
         values (p_id, p_name, p_provider, p_base_url, p_provider_key, p_provider_key_last4, p_priority, p_active)
         returning * into v_service;
-        v_unknown := gateway.enable_models(v_service, p_enabled_models);
+        v_unknown := gateway.enable_models(v_service, to_jsonb(p_enabled_models) || p_routes);
         if v_unknown is not null then
             raise exception using errcode = 'no_data_found';
         end if;
@@ -92,12 +114,13 @@ begin
     return gateway.describe_service(v_service);
 end
 $$;
-revoke all on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text, jsonb) from public;
-grant execute on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text, jsonb) to service_role;
-comment on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text, jsonb) is 'Adds a service with its routes.';
+revoke all on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text, jsonb, jsonb) from public;
+grant execute on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text, jsonb, jsonb) to service_role;
+comment on function api.create_service(bigint, text, text, text, text, text, text[], integer, boolean, text, jsonb, jsonb) is 'Adds a service with its routes.';
 
 -- api.update_service: changes what p_changes names (name, base_url, provider_key, provider_key_last4, priority, active, enabled_models, limits).
--- The caller has seen to it that a key is sealed anew when the origin of the base URL changes. Returns the service, or
+-- enabled_models: as gateway.enable_models takes them. What was held against the service's health is forgotten where its key, address or state
+-- is set. The caller has seen to it that a key is sealed anew when the origin of the base URL changes. Returns the service, or
 -- {"error": "unknown_service" | "name_taken" | "unknown_model"}.
 create function api.update_service(p_id bigint, p_changes jsonb, p_actor text default null) returns jsonb
 language plpgsql security definer set search_path = ''
@@ -120,7 +143,7 @@ begin
         where id = p_id
         returning * into v_service;
         if p_changes ? 'enabled_models' then
-            v_unknown := gateway.enable_models(v_service, array(select jsonb_array_elements_text(p_changes -> 'enabled_models')));
+            v_unknown := gateway.enable_models(v_service, p_changes -> 'enabled_models');
             if v_unknown is not null then
                 raise exception using errcode = 'no_data_found';
             end if;
@@ -131,6 +154,9 @@ begin
         when no_data_found then
             return jsonb_build_object('error', 'unknown_model', 'model', v_unknown);
     end;
+    if p_changes ?| array['base_url', 'provider_key', 'active'] then
+        delete from gateway.service_health where service_id = p_id;
+    end if;
     if p_changes ? 'limits' then
         perform api.set_limits(p_service_id => p_id, p_rate_limits => p_changes -> 'limits', p_actor => p_actor);
     end if;
@@ -148,7 +174,11 @@ as $$
 begin
     perform set_config('gateway.actor', coalesce(p_actor, ''), true);
     update gateway.services set active = false, deleted_at = now(), provider_key = null where id = p_id and deleted_at is null;
-    return found;
+    if not found then
+        return false;
+    end if;
+    delete from gateway.service_health where service_id = p_id;
+    return true;
 end
 $$;
 revoke all on function api.delete_service(bigint, text) from public;

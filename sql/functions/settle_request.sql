@@ -42,13 +42,15 @@ revoke all on function gateway.tame_usage(jsonb) from public;
 -- p_settlement: {"request_id", "admitted_at", "outcome": succeeded | failed | cancelled | cut, "route_id": of the route that
 -- answered, "usage": tokens by disjoint class, or null if nothing is to be charged, "usage_estimated", "status", "error_code",
 -- "finish_reason", "latency_ms", "time_to_first_token_ms", "provider_request_id", "provider_cost_usd", "failed_routes"}.
+-- failed_routes: the routes that were tried in vain, in their order: {"route_id", "service_id", "status", "fault", "after_ms", "retry_after"}.
 -- The whole of it in one document, so that a settlement that could not be made can be kept and replayed as it is.
 --
 -- Idempotent: a second call changes nothing and answers the same with "already": true. A hold that expired meanwhile is settled
 -- late, once, by an adjustment. Never fails for money: what the balance can't give is booked as uncollected_usd, and what a provider
 -- claims beyond all measure is cut to what the books can hold.
 -- {"status": "unknown_request"} where there is no such request.
--- Locks, in this order: the request, its idempotency key, the limit counters (in key order), the account.
+-- Locks, in this order: the request, its idempotency key, the limit counters (in key order), the account, the health of services (only where
+-- one has failed).
 -- Generic plans, as for api.admit_request: 1.5 -> 1.0 ms a call.
 create function api.settle_request(p_settlement jsonb) returns jsonb
 language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan
@@ -186,6 +188,7 @@ begin
         image_input_tokens = (v_usage ->> 'image_input')::bigint, output_tokens = (v_usage ->> 'output')::bigint,
         reasoning_tokens = (v_usage ->> 'reasoning')::bigint, audio_output_tokens = (v_usage ->> 'audio_output')::bigint,
         image_output_tokens = (v_usage ->> 'image_output')::bigint, images = (v_usage ->> 'images')::bigint,
+        cache_write_1h_tokens = (v_usage ->> 'cache_write_1h')::bigint,
         usage_estimated = coalesce((p_settlement ->> 'usage_estimated')::boolean, false),
         failed_routes = nullif(p_settlement -> 'failed_routes', 'null'),
         status = (p_settlement ->> 'status')::integer, error_code = p_settlement ->> 'error_code',
@@ -197,6 +200,15 @@ begin
         settled_at = clock_timestamp()
     where id = v_request.id and admitted_at = v_request.admitted_at;
     perform set_config('gateway.engine', 'off', true);
+
+    if jsonb_typeof(p_settlement -> 'failed_routes') = 'array' then
+        perform gateway.record_failures(v_request, p_settlement -> 'failed_routes', case when v_outcome = 'succeeded' then v_request.service_id end);
+    end if;
+    if v_outcome in ('succeeded', 'cancelled') and exists (select from gateway.service_health where service_id = v_request.service_id) then
+        perform gateway.record_success(v_request.service_id, (v_route ->> 'route_id')::bigint, v_request.admitted_at + make_interval(secs => coalesce(
+            (p_settlement ->> 'time_to_first_token_ms')::integer,
+            case when v_outcome = 'succeeded' then (p_settlement ->> 'latency_ms')::integer end) * 0.001));
+    end if;
 
     return gateway.describe_settlement(v_request, v_tokens, v_account.balance_usd, false);
 end

@@ -14,7 +14,8 @@ create table gateway.settings (
     webhook_secret text constraint settings_webhook_secret_check check (webhook_secret ~ '^v[0-9]+\.'),
     log_retention_months integer constraint settings_log_retention_months_check check (log_retention_months between 2 and 1200),
     usage_detail_days integer default 93 constraint settings_usage_detail_days_check check (usage_detail_days between 35 and 36600),
-    constraint settings_webhook_is_signed check (webhook_url is null or webhook_secret is not null)
+    constraint settings_webhook_is_signed check (webhook_url is null or webhook_secret is not null),
+    unsupported_parameters text not null default 'refuse' constraint settings_unsupported_parameters_check check (unsupported_parameters in ('refuse', 'drop'))
 );
 insert into gateway.settings default values;
 alter table gateway.settings enable row level security;
@@ -34,3 +35,4 @@ comment on column gateway.settings.webhook_url is 'Where events are sent; empty:
 comment on column gateway.settings.webhook_secret is 'What events are signed with, AES-256-GCM under a master key that this database never sees. Never plain text: the check refuses it.';
 comment on column gateway.settings.log_retention_months is 'Whole months of the request log that are kept beside the current one; empty: all, for ever. The books, checkpoints and sums of older months stay.';
 comment on column gateway.settings.usage_detail_days is 'For how many days usage is kept by the quarter of an hour, for charts by the hour; empty: for ever. By day and month it is kept for ever.';
+comment on column gateway.settings.unsupported_parameters is 'What becomes of a parameter that a provider can''t be told: refuse (422, naming it) or drop (left out, and named in x-gateway-dropped-parameters).';

@@ -201,3 +201,22 @@ comment on column gateway.provider_errors.failures_7_days is 'The same in seven 
 comment on column gateway.provider_errors.failed_percent_7_days is 'The same in seven days.';
 comment on column gateway.provider_errors.faults_7_days is 'Why, with the provider''s HTTP status where there was one, and how often in seven days; what the client got wrong included.';
 comment on column gateway.provider_errors.last_failure_at is 'When the last request was admitted for which it failed, in seven days.';
+
+create view gateway.provider_cost_differences with (security_invoker = true) as
+select c.day, s.provider, s.name as service, c.requests, c.cost_usd, c.provider_cost_usd,
+    c.provider_cost_usd - c.cost_usd as difference_usd,
+    round(100.0 * (c.provider_cost_usd - c.cost_usd) / nullif(c.cost_usd, 0), 2) as difference_percent
+from gateway.provider_costs as c
+join gateway.services as s on s.id = c.service_id;
+create trigger read_only instead of insert or update or delete on gateway.provider_cost_differences
+    for each row execute function gateway.refuse_view_edit('The maintenance writes gateway.provider_costs.');
+
+comment on view gateway.provider_cost_differences is 'Where our prices are off: what providers that tell their cost took, day by day (UTC), beside what it came to here.';
+comment on column gateway.provider_cost_differences.day is 'The day on which the requests were admitted (UTC).';
+comment on column gateway.provider_cost_differences.provider is 'The provider.';
+comment on column gateway.provider_cost_differences.service is 'The service.';
+comment on column gateway.provider_cost_differences.requests is 'Requests whose cost the provider told.';
+comment on column gateway.provider_cost_differences.cost_usd is 'What they cost by our prices.';
+comment on column gateway.provider_cost_differences.provider_cost_usd is 'What they cost by what the provider told.';
+comment on column gateway.provider_cost_differences.difference_usd is 'What the provider takes beyond our prices; below zero: less.';
+comment on column gateway.provider_cost_differences.difference_percent is 'The same in percent of our cost; empty: by our prices they cost nothing.';

@@ -240,7 +240,10 @@ begin
         select distinct on (service_id, scope) *
         from (
             select (r.told ->> 'service_id')::bigint as service_id,
-                case when gateway.number_of(f.told -> 'status', 0, 999) in (404, 429) then (r.told ->> 'route_id')::bigint else 0 end as scope,
+                case when gateway.number_of(f.told -> 'status', 0, 999) = 404
+                    or (gateway.number_of(f.told -> 'status', 0, 999) = 429 and f.told ->> 'fault' = 'transient')
+                    then (r.told ->> 'route_id')::bigint else 0
+                end as scope,
                 f.told ->> 'fault' as fault, gateway.number_of(f.told -> 'status', 0, 999)::integer as status,
                 coalesce(gateway.number_of(f.told -> 'after_ms', 0, 86400000), 0) as after_ms,
                 gateway.number_of(f.told -> 'retry_after', 0, 3600) as retry_after, f.position
@@ -267,7 +270,7 @@ begin
         continue when not found  -- deleted in between: it answers again
             or v_health.set_aside_until >= greatest(v_at, v_until);
 
-        v_counts := v_failed.status is distinct from 429 or v_until is null;
+        v_counts := v_failed.status is distinct from 429 or v_failed.fault = 'operator' or v_until is null;
         if v_counts and v_health.set_asides = 0 and v_at > v_health.last_failure_at + c_apart then
             v_health.failures := 0;
             v_health.failing_since := v_at;

@@ -438,6 +438,10 @@ def test_no_view_can_be_edited(studio: Engine) -> None:
     other = studio.customer("10")
     fail(studio, other)
     studio.admitted(other.key_hash)
+    studio.run(
+        "insert into gateway.provider_costs (day, service_id, requests, cost_usd, provider_cost_usd)"
+        " values ('2026-11-20', 1, 1, 0, 0)"
+    )
     for view in views(studio):
         column = studio.value(
             "select quote_ident(attname) from pg_attribute where attrelid = %s::regclass and attnum = 1", view

@@ -36,6 +36,8 @@ SHOWN = {
     "provider_key_set",
     "provider_key_last4",
     "enabled_models",
+    "routes",
+    "health",
     "limits",
     "priority",
     "active",
@@ -182,6 +184,9 @@ async def test_patch_changes_what_it_names_alone(management: Management) -> None
     path = f"/admin/services/{made['id']}"
     sealed = management.value("select provider_key from gateway.services where id = %s", made["id"])
     told = await management.ok("PATCH", path, {"active": False, "priority": -1, "enabled_models": [second]})
+    routes = {shown["model"]: shown["active"] for shown in told.pop("routes")}
+    assert routes == {first: False, second: True}
+    del made["routes"]
     assert told == {**made, "active": False, "priority": -1, "enabled_models": [second]}
     told = await management.ok("PATCH", path, {"limits": {"tokens_per_day": None, "tokens_per_hour": 3}})
     assert told["limits"] == {"tokens_per_hour": 3}
@@ -328,3 +333,38 @@ async def test_local_stack_may_call_itself(
     await local.aclose()
     assert made.status_code == 201
     assert made.json()["base_url"] is None
+
+
+async def test_a_model_is_given_its_place_among_the_services(management: Management) -> None:
+    first, second = (await management.model())["name"], (await management.model())["name"]
+    made = await new_service(
+        management, enabled_models=[first, {"model": second, "priority": 3, "weight": 2.5, "active": False}]
+    )
+    assert made["enabled_models"] == [first]
+    routes = {shown["model"]: shown for shown in made["routes"]}
+    assert [routes[second][name] for name in ("priority", "weight", "active")] == [3, 2.5, False]
+    assert [routes[first][name] for name in ("priority", "weight", "active")] == [None, 1, True]
+    changed = await management.ok(
+        "PATCH", f"/admin/services/{made['id']}", {"enabled_models": [{"model": second, "weight": 7}]}
+    )
+    assert changed["enabled_models"] == [second]
+    routes = {shown["model"]: shown for shown in changed["routes"]}
+    assert [routes[second][name] for name in ("priority", "weight", "active")] == [3, 7, True]
+    assert routes[first]["active"] is False
+
+
+@pytest.mark.parametrize(
+    ("said", "param"),
+    [
+        ({"weight": 0}, "enabled_models.0.weight"),
+        ({"weight": -1}, "enabled_models.0.weight"),
+        ({"weight": "2"}, "enabled_models.0.weight"),
+        ({"weight": 1.00001}, "enabled_models.0.weight"),
+        ({"priority": 1.5}, "enabled_models.0.priority"),
+        ({"prio": 1}, "enabled_models.0.prio"),
+    ],
+)
+async def test_a_place_that_is_none_is_422(management: Management, said: dict[str, Any], param: str) -> None:
+    model = (await management.model())["name"]
+    body = {"name": "x", "provider": "openai-compatible", "enabled_models": [{"model": model, **said}]}
+    assert_error(await management.admin("POST", "/admin/services", body), 422, param=param)

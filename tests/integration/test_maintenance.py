@@ -86,6 +86,7 @@ async def test_expired_holds_are_ended_once(management: Management) -> None:
         "idempotency_keys_forgotten": 0,
         "retired_secrets_forgotten": 0,
         "usage_rows_closed": 0,
+        "provider_costs_compared": 0,
         "ledger_months_closed": [],
         "log_months_dropped": [],
         "events_delivered": 0,

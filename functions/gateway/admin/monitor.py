@@ -28,8 +28,9 @@ class Monitor:
 
     async def read(self, _request: Request, _principal: Principal) -> Response:
         """GET /admin/monitor. What is called cost without more is the charge."""
-        told, crossings, deliveries = await asyncio.gather(
+        told, health, crossings, deliveries = await asyncio.gather(
             self._database.read_admin_monitor(),
+            self._database.read_service_health(),
             self._database.list_crossings(customer_id=None, limit=_SHOWN),
             self._database.read_deliveries(limit=_SHOWN),
         )
@@ -43,7 +44,6 @@ class Monitor:
             "cost_today_usd",
             "margin_today_usd",
             "uncollected_today_usd",
-            "providers",
             "held",
         )
         return JSONResponse(
@@ -52,6 +52,7 @@ class Monitor:
                 "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
                 "data": {
                     **{name: told[name] for name in same},
+                    "providers": [_provider(provider, health) for provider in told["providers"]],
                     "total_cost_today": float(told["total_charge_today_usd"]),
                     "top_users_by_usage": [_user(user) for user in told["top_users_by_usage"]],
                     "recent_activity": [_activity(request) for request in told["recent_activity"]],
@@ -60,6 +61,15 @@ class Monitor:
                 },
             }
         )
+
+
+def _provider(told: JSONObject, health: list[JSONObject]) -> dict[str, Any]:
+    # A service that came between the two readings is healthy, as far as anybody knows.
+    found = next((each for each in health if each["service_id"] == told["service_id"]), {})
+    return {
+        **told,
+        **{name: found.get(name) for name in ("failing_since", "set_aside_until", "cost_compared")},
+    }
 
 
 def _user(told: JSONObject) -> dict[str, Any]:

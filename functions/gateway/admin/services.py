@@ -16,12 +16,15 @@ from gateway.service_check import ServiceCheck
 from gateway.service_urls import check_base_url, check_resolved, origin
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.requests import Request
     from starlette.responses import Response
 
     from gateway.principals import Principal
     from gateway.providers.wire import Provider
     from gateway.runtime.process import Process
+    from gateway.schemas.admin import RouteRequest
 
 _LAST_SHOWN = 4
 _LEAST_CHARS_TO_SHOW = 12
@@ -53,7 +56,7 @@ class Services:
                 provider=provider.name,
                 base_url=stored,
                 **self._sealed(asked.provider_key, service_id, provider, base_url),
-                enabled_models=asked.enabled_models,
+                routes=_routes(asked.enabled_models),
                 priority=asked.priority,
                 active=asked.active,
                 limits=asked.limits.limits() if asked.limits else None,
@@ -78,7 +81,11 @@ class Services:
         service_id = path_id(request, "service")
         asked, _ = await read_model(request, UpdateServiceRequest, exact=True)
         current = await self._find(service_id)
-        changes = asked.model_dump(exclude_unset=True, exclude={"base_url", "provider_key", "limits"})
+        changes = asked.model_dump(
+            exclude_unset=True, exclude={"base_url", "provider_key", "limits", "enabled_models"}
+        )
+        if asked.enabled_models is not None:
+            changes["enabled_models"] = _routes(asked.enabled_models)
         if asked.limits is not None:
             changes["limits"] = asked.limits.changes()
         if asked.model_fields_set & {"base_url", "provider_key"}:
@@ -155,6 +162,14 @@ class Services:
                 provider_key[-_LAST_SHOWN:] if len(provider_key) >= _LEAST_CHARS_TO_SHOW else None
             ),
         }
+
+
+def _routes(models: Sequence[str | RouteRequest]) -> list[str | dict[str, Any]]:
+    """Return the models as the database takes them: of a route only what was said."""
+    return [
+        model if isinstance(model, str) else model.model_dump(mode="json", exclude_unset=True)
+        for model in models
+    ]
 
 
 def _service_refusals(provider: str) -> dict[str, Any]:

@@ -472,13 +472,13 @@ class Database:
         base_url: str | None,
         provider_key: str | None,
         provider_key_last4: str | None,
-        enabled_models: Sequence[str],
+        routes: Sequence[str | Mapping[str, Any]],
         priority: int,
         active: bool,
         limits: Mapping[str, Any] | None,
         actor: str,
     ) -> JSONObject:
-        """`provider_key` is sealed already."""
+        """`provider_key` is sealed already. `routes` are models by name, or objects that say more of them."""
         return await self._object(
             "create_service",
             id=service_id,
@@ -487,7 +487,7 @@ class Database:
             base_url=base_url,
             provider_key=provider_key,
             provider_key_last4=provider_key_last4,
-            enabled_models=list(enabled_models),
+            routes=list(routes),
             priority=priority,
             active=active,
             limits=limits,
@@ -732,6 +732,15 @@ class Database:
 
     async def close_usage(self, *, limit: int = 10_000) -> JSONObject:
         return await self._object("close_usage", limit=limit)
+
+    # How services do
+
+    async def read_service_health(self) -> list[JSONObject]:
+        return await self._objects("read_service_health")
+
+    async def compare_provider_costs(self, *, seconds: float = LONG_SECONDS) -> int:
+        compared: int = await self._client.call_long("compare_provider_costs", {}, seconds=seconds)
+        return compared
 
     async def read_admin_monitor(self) -> JSONObject:
         return await self._object("read_admin_monitor")

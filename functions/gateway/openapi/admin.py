@@ -174,7 +174,10 @@ ROUTES: Routes = {
         answer=answers.Service,
         tokens=True,
         description="A connection to a provider. Its key is kept sealed and never shown. Of the provider's "
-        "own URL, unless `base_url` names another: HTTPS, and no address inside a network.",
+        "own URL, unless `base_url` names another: HTTPS, and no address inside a network. A model is named, "
+        "or given its place among the services that sell it: by `priority`, lower first, and `weight`, the "
+        "share of the traffic among equals. A service that keeps failing is set aside for a while: it is "
+        "tried last.",
         request={
             "name": "openai",
             "provider": "openai",
@@ -192,7 +195,10 @@ ROUTES: Routes = {
         description="A field that is absent stays as it is. A `base_url` of another origin needs the "
         "`provider_key` anew, so that a key that nobody can read can't be sent to a stranger.",
         parameters=_SERVICE,
-        request={"enabled_models": ["gpt-4o-mini"], "priority": 50},
+        request={
+            "enabled_models": ["gpt-4o-mini", {"model": "gpt-4o", "priority": 10, "weight": 3}],
+            "priority": 50,
+        },
         refusals=(_NO_SERVICE, _taken("name"), _BASE_URL, _KEY_REQUIRED, _NOT_OFFERED),
     ),
     "DELETE /admin/services/{id}": Route(

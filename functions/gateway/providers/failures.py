@@ -16,24 +16,54 @@ from gateway.providers.wire import Fault, ProviderCall, ProviderError
 from gateway.redaction import REDACTED, redact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
+
+UNSUPPORTED_PARAMETER = "unsupported_parameter"
+"""The code of a parameter that a provider can't be told, and that may be left out if a setting says so."""
 
 _MAX_MESSAGE_CHARS = 600
 _MAX_RETRY_AFTER_SECONDS = 3600.0
 _EXCERPT_BYTES = 2000
 _MAX_PARAM_CHARS = 128
-_CODES = (
-    (
-        "context_length_exceeded",
-        (
-            "prompt is too long",
-            "exceed context limit",
-            "maximum context length",
-            "exceeds the maximum number of tokens",
-        ),
+# OpenAI's codes, and the words by which other providers say the same (looked up in November 2026). A
+# provider's own code goes before its words: these may quote the prompt.
+_CODES: Mapping[str, tuple[str, ...]] = {
+    "context_length_exceeded": (
+        "prompt is too long",  # Anthropic
+        "exceed context limit",
+        "maximum context length",  # OpenAI, DeepSeek, Mistral, vLLM, Groq
+        "maximum prompt length",  # xAI
+        "exceeds the context window",  # OpenAI's Responses
+        "exceeds the available context size",  # llama.cpp
+        "exceeds the maximum number of tokens",  # Gemini
+        "`inputs` tokens + `max_new_tokens` must be",  # TGI, Together AI
     ),
-    ("content_policy_violation", ("content filtering policy", "content policy", "content management policy")),
-)
+    "content_policy_violation": (
+        "content filtering policy",  # Anthropic
+        "content policy",
+        "content management policy",  # Azure
+        "rejected as a result of our safety system",  # OpenAI's images
+        "requires moderation",  # OpenRouter
+        "content exists risk",  # DeepSeek
+        "violates usage guidelines",  # xAI
+    ),
+    "image_parse_error": (
+        "could not process image",  # Anthropic
+        "unable to process input image",  # Gemini
+        "failed to load image",  # vLLM, llama.cpp
+        "cannot identify image file",  # whoever reads it with Pillow
+    ),
+    "image_too_large": ("image exceeds", "image dimensions exceed"),  # Anthropic
+}
+_SYNONYMS = {
+    "context_window_exceeded": "context_length_exceeded",
+    "context_length_exceeded_error": "context_length_exceeded",
+    "prompt_too_long": "context_length_exceeded",
+    "exceed_context_size_error": "context_length_exceeded",  # llama.cpp
+    "content_filter": "content_policy_violation",  # Azure
+    "content_policy_violation_error": "content_policy_violation",
+    "moderation_blocked": "content_policy_violation",  # OpenAI's images
+}
 _TERM = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 
 
@@ -64,7 +94,7 @@ def provider_error(
     fault: Fault,
     *,
     said: str,
-    terms: Iterable[str | None] = (),
+    terms: Sequence[str | None] = (),
     code: str | None = None,
     param: str | None = None,
     retry_after: float | None = None,
@@ -73,7 +103,8 @@ def provider_error(
     """Return the failure that a provider reported.
 
     `said` is its text, `terms` the names that it gave the failure, `excerpt` its body, for the log where no
-    text was found. `code` and `param` go to the client, and only where the fault is the client's.
+    text was found. `code` and `param` go to the client, and only where the fault is the client's; the code
+    is OpenAI's where that has one for it.
     """
     said = scrub(call, said)
     subject = call.provider.subject
@@ -95,7 +126,7 @@ def provider_error(
         fault,
         message,
         status=status,
-        code=code if fault is Fault.CLIENT else None,
+        code=(client_code(said, code, *terms) or code) if fault is Fault.CLIENT else None,
         param=param if fault is Fault.CLIENT else None,
         retry_after=retry_after,
         detail=detail,
@@ -151,7 +182,7 @@ def refuse_parameter(call: ProviderCall, param: str, reason: str | None = None) 
         raise Unprocessable(
             f"{call.provider.subject} can't be told {param!r}{f': {reason}' if reason else ''}.",
             param=param,
-            code="unsupported_parameter",
+            code=UNSUPPORTED_PARAMETER,
         )
 
 
@@ -162,7 +193,15 @@ def unsupported_content(call: ProviderCall, path: str, what: str) -> Unprocessab
     )
 
 
-def client_code(said: str) -> str | None:
-    """Return OpenAI's code for a client's fault that a provider has told in words alone."""
+def client_code(said: str, *terms: str | None) -> str | None:
+    """Return OpenAI's code for a client's fault, by the provider's own terms for it or else by its words.
+
+    None where neither is known: the provider's own code is then as good as any.
+    """
+    for name in terms:
+        if name in _CODES:
+            return name
+        if name in _SYNONYMS:
+            return _SYNONYMS[name]
     lowered = said.lower()
-    return next((code for code, phrases in _CODES if any(phrase in lowered for phrase in phrases)), None)
+    return next((code for code, phrases in _CODES.items() if any(map(lowered.__contains__, phrases))), None)

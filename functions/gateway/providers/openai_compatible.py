@@ -486,6 +486,12 @@ def _error(
 
 
 def _fault(status: int, body: Any, error: dict[str, Any]) -> Fault:
+    if status == 429 and "insufficient_quota" in (error.get("code"), error.get("type")):  # noqa: PLR2004
+        # OpenAI's word for credit that has run out: no waiting helps.
+        return Fault.OPERATOR
+    if status == 404 and error.get("code") == "model_not_found":  # noqa: PLR2004
+        # The model's name there is the operator's setting.
+        return Fault.OPERATOR
     if status in {408, 429} or status >= 500:  # noqa: PLR2004
         return Fault.TRANSIENT
     if status in {401, 402, 403}:

@@ -104,6 +104,8 @@ class Provider:
     """How it makes and edits images; None where it does not."""
     embeddings: EmbeddingWire | None = None
     """How it makes embeddings; None where it does not."""
+    messages: ChatWire | None = None
+    """How it takes Anthropic's Messages as they are; None where they have to be said in OpenAI's terms."""
     chat: frozenset[Capability] = MEDIA_CHAT
     """What its wire for chat can."""
     aliases: tuple[str, ...] = ()
@@ -184,6 +186,38 @@ class ImageCall(ProviderCall):
     @property
     def wire(self) -> ImageWire | None:
         return self.provider.images
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagesCall(ProviderCall):
+    """One call of a model whose client speaks Anthropic's Messages; `body` says the same in OpenAI's terms.
+
+    Raises Unprocessable (422) where the provider takes these terms alone and they don't say everything.
+    """
+
+    native: Mapping[str, Any] = field(repr=False)
+    """The client's own JSON object."""
+    native_headers: Mapping[str, str] = field(default_factory=dict)
+    """What it said in headers: the version of the API, betas."""
+    native_only: str | None = None
+    """The path of the first thing that `body` can't say; None where it says everything."""
+
+    def __post_init__(self) -> None:
+        if self.native_only is not None and not self.is_native:
+            raise Unprocessable(
+                f"{self.provider.subject} can't be told {self.native_only!r}: only Anthropic knows it.",
+                param=self.native_only,
+                code="unsupported_content",
+            )
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the provider takes Messages as they are, and answers so."""
+        return self.provider.messages is not None
+
+    @property
+    def wire(self) -> ChatWire:
+        return self.provider.messages or self.provider.wire
 
 
 class EmbeddingCall(ProviderCall):
@@ -399,8 +433,8 @@ class ProviderError(Exception):
 
     @property
     def retryable(self) -> bool:
-        """Whether another route may be tried."""
-        return self.fault is Fault.TRANSIENT
+        """Whether another route may be tried: also where it is our credit there that has run out (429)."""
+        return self.fault is Fault.TRANSIENT or (self.fault is Fault.OPERATOR and self.status == 429)  # noqa: PLR2004
 
     def as_gateway_error(self) -> GatewayError:
         """Return what the client is told when nothing else is left to try."""

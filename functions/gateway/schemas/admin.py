@@ -27,6 +27,7 @@ from gateway.schemas.values import (
     Usd,
     Username,
     WarnPercent,
+    Weight,
 )
 
 PROVIDER_KEY_CHARS = 4000
@@ -134,6 +135,26 @@ class SetLimitsRequest(Body):
         return self
 
 
+class RouteRequest(Body):
+    """A model that a service is to sell, and its place among the services that do.
+
+    What is not named stays as it is; of a new route it is the service's priority, weight 1, and active.
+    """
+
+    model: Annotated[str, Field(min_length=1, max_length=300)]
+    """By our name or the provider's."""
+    priority: Priority | None = None
+    """Lower is tried first. None: the service's."""
+    weight: Weight | None = None
+    """The share of the traffic among routes of equal priority."""
+    active: bool = True
+
+
+EnabledModels = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=300)] | RouteRequest], Field(max_length=1000)
+]
+
+
 class CreateServiceRequest(Body):
     """The body of POST /admin/services. The provider key is kept sealed and never shown."""
 
@@ -142,7 +163,7 @@ class CreateServiceRequest(Body):
     base_url: BaseUrl | None = None
     """None: the provider's own."""
     provider_key: Annotated[ProviderKey | None, Field(repr=False)] = None
-    enabled_models: ModelNames = Field(default_factory=list)
+    enabled_models: EnabledModels = Field(default_factory=list)
     limits: RateLimits | None = None
     priority: Priority = 100
     """Lower is tried first."""
@@ -157,7 +178,7 @@ class UpdateServiceRequest(Patch):
     name: Name | None = None
     base_url: BaseUrl | None = None
     provider_key: Annotated[ProviderKey | None, Field(repr=False)] = None
-    enabled_models: ModelNames | None = None
+    enabled_models: EnabledModels | None = None
     limits: RateLimits | None = None
     priority: Priority | None = None
     active: bool | None = None
@@ -272,3 +293,5 @@ class ChangeSettingsRequest(Patch):
     webhook_secret: Annotated[WebhookSecret | None, Field(repr=False)] = None
     log_retention_months: Annotated[int, Field(ge=2, le=1200)] | None = None
     usage_detail_days: Annotated[int, Field(ge=35, le=36_600)] | None = None
+    unsupported_parameters: Literal["refuse", "drop"] | None = None
+    """Of parameters that a provider can't be told."""

@@ -102,6 +102,7 @@ Credits = Annotated[Decimal, BeforeValidator(_number), _within(0, MAX_CREDITS), 
 SignedCredits = Annotated[Decimal, BeforeValidator(_number), _within(-MAX_CREDITS, MAX_CREDITS), _AS_NUMBER]
 Commission = Annotated[Decimal, BeforeValidator(_decimal), _within(0, 1000, 6), _AS_DECIMAL]
 """In percent."""
+Weight = Annotated[Decimal, BeforeValidator(_number), _within(0, 10_000_000, 4), Field(gt=0), _AS_NUMBER]
 WarnPercent = Annotated[Decimal, BeforeValidator(_number), _within(0, 100, 4), _AS_NUMBER]
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]

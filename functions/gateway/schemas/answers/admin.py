@@ -110,6 +110,15 @@ class Activity(Answer):
     status: Literal["running", "succeeded", "failed", "cancelled", "cut", "expired"]
 
 
+class ComparedCost(Answer):
+    """What a provider that tells its costs took in a day, and what that came to by the prices here."""
+
+    day: Day
+    requests: Count = Field(description="Those whose cost the provider told.")
+    cost_usd: Usd
+    provider_cost_usd: Usd
+
+
 class ProviderHealth(Answer):
     """A service, by what it did today (UTC)."""
 
@@ -123,6 +132,11 @@ class ProviderHealth(Answer):
     latency_ms: Percentiles
     time_to_first_token_ms: Percentiles
     last_error_at: Time | None
+    failing_since: Time | None = Field(description="Null: nothing has failed since the last answer.")
+    set_aside_until: Time | None = Field(
+        description="Until then it is tried last, or one of its models is. Null: it is not set aside."
+    )
+    cost_compared: ComparedCost | None = Field(description="The last day; null: it tells no costs.")
 
 
 class Held(Answer):
@@ -209,6 +223,31 @@ class SubjectLimits(Success):
     warn: LimitsAnswer = Field(description="The soft marks, absolute.")
 
 
+class ServiceRoute(Answer):
+    """A model that a service sells, or did."""
+
+    id: Id
+    model: str = Field(examples=["gpt-4o-mini"])
+    upstream_model: str = Field(description="Its name at the provider.", examples=["gpt-4o-mini"])
+    priority: int | None = Field(description="Lower is tried first; null: the service's.", examples=[None])
+    weight: Number = Field(description="Share of the traffic among equal priorities.", examples=[1])
+    active: bool
+
+
+class ServiceFailing(Answer):
+    """What fails just now. The first answer ends it."""
+
+    model: str | None = Field(description="Null: the service as a whole.", examples=[None])
+    failures: Count = Field(description="Calls in a row.", examples=[3])
+    failing_since: Time
+    last_failure_at: Time
+    last_status: int | None = Field(description="Null: there was no answer.", examples=[503])
+    last_fault: Literal["transient", "operator", "protocol"] = Field(
+        description="It may pass; or key, credit or address are not in order; or what came was no answer."
+    )
+    set_aside_until: Time | None = Field(description="Until then it is tried last.")
+
+
 class Service(Answer):
     """A connection to a provider. Of its key only the last four characters are told."""
 
@@ -219,6 +258,8 @@ class Service(Answer):
     provider_key_set: bool
     provider_key_last4: str | None = Field(examples=["x9Qf"])
     enabled_models: list[str] = Field(examples=[["gpt-4o-mini"]])
+    routes: list[ServiceRoute] = Field(description="Of the models that are or were enabled.")
+    health: list[ServiceFailing] = Field(description="Empty where all is well.", examples=[[]])
     limits: LimitsAnswer
     priority: int = Field(description="Lower is tried first.", examples=[100])
     active: bool
@@ -397,6 +438,10 @@ class SettingsAnswer(Answer):
     usage_detail_days: int | None = Field(
         description="For how many days usage is kept by the quarter of an hour; null: for ever.",
         examples=[93],
+    )
+    unsupported_parameters: Literal["refuse", "drop"] = Field(
+        description="What becomes of a parameter that a provider can't be told: the call is refused, or "
+        "it is left out and named in the header x-gateway-dropped-parameters."
     )
 
 
