@@ -346,6 +346,12 @@ class Completion:
                 yield {"tool_calls": [{"index": position, "function": {"arguments": fragment}}]}, None
         yield {}, self._finish_reason(choice)
 
+    @property
+    def _tells_usage_there(self) -> bool:
+        """Whether the usage stands beside the last finish reason."""
+        asked = self.behaviour.usage_on_each_chunk or self.behaviour.usage_on_last_choice
+        return asked and self.behaviour.tells_usage
+
     def chunks(self) -> Iterator[dict[str, Any]]:
         """Yield the answer's chunks, the one with usage last where the client asked for it."""
         options = self.body.get("stream_options") or {}
@@ -362,7 +368,7 @@ class Completion:
                 is_last = finish_reason is not None and index == len(self.choices) - 1
                 if self.behaviour.usage_on_each_chunk and not is_last:
                     chunk["usage"] = usage_of(self.question, self.behaviour, produced, 0)
-                elif self.behaviour.usage_on_each_chunk or (self.behaviour.usage_on_last_choice and is_last):
+                elif is_last and self._tells_usage_there:
                     chunk["usage"] = self.usage
                 elif wants_usage:
                     chunk["usage"] = None
