@@ -211,7 +211,7 @@ class ServiceCheck:
         status, headers, content = await self._send(call.provider.wire.build_list_request(call))
         if not httpx.codes.is_success(status):
             error = call.provider.wire.parse_error(call, status, headers, content)
-            problem = _problem(status, error)
+            problem = _problem(error.status or status, error)
             found = _ProblemFound(problem, _said(problem, error))
             if problem in {Problem.REFUSED, Problem.NOT_COMPATIBLE, Problem.MODEL_NOT_FOUND}:
                 return _ProblemFound(Problem.NOT_COMPATIBLE, found.said)

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from gateway import service_keys
 from gateway.providers.registry import PROVIDERS, provider_named
+from gateway.providers.wire import AuthStyle
 from gateway.service_check import _MEND, Finding, Problem, ServiceCheck
 from gateway.settings import Settings
 
@@ -30,6 +31,7 @@ MASTER = {"a": bytes(32)}
 HERE = "https://8.8.8.8/v1"
 MODELS = ({"name": "ours", "upstream_model": "theirs", "chats": True},)
 LIST = {"object": "list", "data": [{"id": "theirs"}, {"id": "other"}]}
+GOOGLES_LIST = {"models": [{"name": "models/theirs"}, {"name": "models/other"}]}
 CHAT = {"choices": [{"message": {"role": "assistant", "content": "1"}, "finish_reason": "length"}]}
 
 
@@ -86,7 +88,7 @@ def refused(status: int, message: str = "no", **fields: Any) -> httpx.Response:
 
 @pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provider: provider.name)
 async def test_a_good_service_of_every_provider_is_ok(provider: Provider) -> None:
-    answers = Provider200()
+    answers = Provider200(GOOGLES_LIST if provider.name == "gemini" else LIST)
     finding = await look(connection(provider.name), answers)
     assert finding.as_json() == {
         "ok": True,
@@ -100,7 +102,9 @@ async def test_a_good_service_of_every_provider_is_ok(provider: Provider) -> Non
     # a chat only where the list says nothing about the key
     chat = ["POST /v1/chat/completions"] if provider.lists_models_to_all else []
     assert answers.paths == ["GET /v1/models", *chat]
-    assert {request.headers["authorization"] for request in answers.asked} == {f"Bearer {KEY}"}
+    bearer = provider.auth is AuthStyle.BEARER
+    header, value = ("authorization", f"Bearer {KEY}") if bearer else (provider.auth.value, KEY)
+    assert {request.headers[header] for request in answers.asked} == {value}
     for request in answers.asked[1:]:
         body = json.loads(request.content)
         assert (body["model"], body[provider.output_bound_field]) == ("theirs", 1)
@@ -116,6 +120,7 @@ async def test_a_good_service_of_every_provider_is_ok(provider: Provider) -> Non
         ("openrouter", LIST, refused(402), "no_credit"),
         ("openai-compatible", LIST, refused(403), "unauthorized"),
         ("openai", refused(402), CHAT, "no_credit"),
+        ("gemini", refused(400, "API key not valid. Please pass a valid API key."), CHAT, "unauthorized"),
         ("openai", refused(429), CHAT, "rate_limited"),
         ("openai", refused(500), CHAT, "provider_failed"),
         ("openai", httpx.Response(503, text="<html>down</html>"), CHAT, "provider_failed"),

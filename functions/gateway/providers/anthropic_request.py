@@ -91,7 +91,9 @@ _MESSAGE_FIELDS = frozenset(
     {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "cache_control", "is_error"}
 )
 # Said of an assistant's message, and not told to the model again.
-_ASIDES = frozenset({"reasoning", "reasoning_content", "reasoning_details", "citations", "annotations"})
+_ASIDES = frozenset(
+    {"reasoning", "reasoning_content", "reasoning_details", "extra_content", "citations", "annotations"}
+)
 _PART_FIELDS: Mapping[str, frozenset[str]] = {
     "text": frozenset({"text"}),
     "refusal": frozenset({"refusal"}),
@@ -101,6 +103,8 @@ _PART_FIELDS: Mapping[str, frozenset[str]] = {
     "redacted_thinking": frozenset({"data"}),
 }
 _FILE_FIELDS = frozenset({"file_data", "filename", "title", "context", "citations"})
+# `extra_content` is where Gemini signs what it thought.
+_CALL_FIELDS = frozenset({"id", "type", "index", "function", "cache_control", "extra_content"})
 _FUNCTION_FIELDS = frozenset({"name", "description", "parameters", "strict"})
 # Anthropic's own, where a client writes them beside OpenAI's.
 _TOOL_EXTRAS = ("cache_control", "eager_input_streaming", "input_examples")
@@ -408,7 +412,7 @@ class _Conversation:
         function = tool_call.get("function")
         if tool_call.get("type", "function") != "function" or not isinstance(function, dict):
             raise unsupported_content(self._call, f"{path}.type", "calls of tools other than functions")
-        refuse_unknown(self._call, tool_call, {"id", "type", "index", "function", "cache_control"}, path)
+        refuse_unknown(self._call, tool_call, _CALL_FIELDS, path)
         call_id = tool_call.get("id")
         if not call_id:
             raise Unprocessable("A tool call needs an id, by which its result is found.", param=f"{path}.id")

@@ -61,9 +61,10 @@ _FINISH_REASONS = {
     "PUP_LIMITED_DISABLED": "content_filter",
     "MODEL_ARMOR": "content_filter",
 }
-# Of status 400, and about our key or account there.
-_ABOUT_THE_KEY = ("api key not valid", "api key expired", "api key not found", "api_key_invalid")
-_ACCOUNT_REASONS = frozenset({"API_KEY_INVALID", "API_KEY_EXPIRED", "SERVICE_DISABLED", "BILLING_DISABLED"})
+# Of status 400, and about our key: said as the 401 that it is everywhere else.
+_KEY_REASONS = frozenset({"API_KEY_INVALID", "API_KEY_EXPIRED"})
+_ABOUT_THE_KEY = ("api key not valid", "api key expired", "api key not found")
+_BAD_REQUEST, _UNAUTHORIZED = 400, 401
 
 
 class GeminiWire:
@@ -559,10 +560,15 @@ def _error(
         delay = entry.get("retryDelay")
         if seconds is None and isinstance(delay, str):
             seconds = retry_after({"retry-after": delay.removesuffix("s")})
+    lowered = said.lower()
+    if status == _BAD_REQUEST and (
+        reason in _KEY_REASONS or any(words in lowered for words in _ABOUT_THE_KEY)
+    ):
+        status = _UNAUTHORIZED
     return provider_error(
         call,
         status,
-        _fault(status, error.get("status"), reason, said),
+        _fault(status, error.get("status")),
         said=said,
         terms=(term(error.get("status")), term(reason)),
         code=client_code(said) or ("request_too_large" if status == 413 else None),  # noqa: PLR2004
@@ -571,12 +577,9 @@ def _error(
     )
 
 
-def _fault(status: int, name: Any, reason: str | None, said: str) -> Fault:
+def _fault(status: int, name: Any) -> Fault:
     if status in {408, 429} or status >= 500:  # noqa: PLR2004
         return Fault.TRANSIENT
-    lowered = said.lower()
-    if reason in _ACCOUNT_REASONS or any(words in lowered for words in _ABOUT_THE_KEY):
-        return Fault.OPERATOR
     # FAILED_PRECONDITION: billing, or the country that we call from. 404: the model's name there is ours.
     if name in {"FAILED_PRECONDITION", "PERMISSION_DENIED", "UNAUTHENTICATED", "NOT_FOUND"}:
         return Fault.OPERATOR
