@@ -1,7 +1,13 @@
 """The chat function."""
 
-from gateway import chat, media
+from gateway import chat, media, messages
 from gateway.runtime.function import Function
 
-app = Function(lambda process: [*chat.operations(process), *media.operations(process)])
+app = Function(
+    lambda process: [
+        *chat.operations(process),
+        *messages.operations(process),
+        *media.operations(process),
+    ]
+)
 handler = app.handle

@@ -269,11 +269,11 @@ def documented(operation: Operation, where: str) -> set[str]:
 def bodies(operation: Operation, other: Other) -> Iterator[tuple[str | None, Any]]:
     """The example as it is, then with each field naming B in each way; the field, and the body."""
     example = ROUTES[route_name(operation)].request
-    if operation.request_model is None or example is None:
+    if operation.body is None or example is None:
         yield None, None
         return
     yield None, dict(example)
-    for name in operation.request_model.model_fields:
+    for name in operation.body.model_fields:
         for value in (*other.names, [other.id, other.key_id]):
             yield name, {**example, name: value}
     for name in ALWAYS_TRIED:
@@ -302,7 +302,7 @@ async def test_nothing_of_another_customer_is_told_or_changed(world: World, oper
     for caller in WIDEST:
         for name, body in bodies(operation, world.other):
             response = await world.call(world.callers[caller], operation, path, body=body)
-            known = operation.request_model is not None and name in operation.request_model.model_fields
+            known = operation.body is not None and name in operation.body.model_fields
             named = in_path or (known and name in IDENTITY)
             assert_kept_apart(world, response, caller, named=named)
     assert world.state() == world.before
@@ -315,7 +315,7 @@ async def test_queries_and_headers_that_name_another_customer_find_nothing(
     other = world.other
     path = next(paths(operation, other))
     example = ROUTES[route_name(operation)].request
-    body = None if operation.request_model is None or example is None else dict(example)
+    body = None if operation.body is None or example is None else dict(example)
     queries, headers = documented(operation, "query"), documented(operation, "header")
     for caller in WIDEST:
         credential = world.callers[caller]

@@ -31,10 +31,11 @@ def whole_document(process: Process) -> dict[str, Any]:
 
 def every_operation(process: Process) -> list[Operation]:
     """Return the operations of every function, in the order in which they are asked for a path."""
-    from gateway import admin, chat, keys, media, usage  # noqa: PLC0415
+    from gateway import admin, chat, keys, media, messages, usage  # noqa: PLC0415
 
     functions = (
         chat.operations,
+        messages.operations,
         media.operations,
         keys.operations,
         usage.operations,

@@ -18,7 +18,7 @@ from gateway.errors import (
     Unprocessable,
 )
 from gateway.http import stopped
-from gateway.openapi import admin, chat, keys, media, usage, web
+from gateway.openapi import admin, chat, keys, media, messages, usage, web
 from gateway.openapi.routes import PAGE_REFUSALS, Content, Route
 from gateway.openapi.schemas import components, example, reference
 from gateway.schemas.answers import ErrorAnswer
@@ -37,6 +37,7 @@ JSON = "application/json"
 ROUTES: Mapping[str, Route] = {
     **chat.ROUTES,
     **media.ROUTES,
+    **messages.ROUTES,
     **keys.ROUTES,
     **usage.ROUTES,
     **admin.ROUTES,
@@ -50,8 +51,9 @@ One OpenAI-compatible endpoint over every provider, metered in credits.
 scopes: `chat` calls models, `usage` reads its customer's log, `keys` makes keys, `billing` pays, `admin`
 may do everything. Where it is said, an access token of Supabase Auth does as well.
 
-**Errors** have OpenAI's shape on every route, so that its SDKs raise their own exceptions. `code` is for
-programs and stays as it is; `param` names the field. `x-should-retry: false` says that a retry can't help.
+**Errors** have OpenAI's shape on every route, so that its SDKs raise their own exceptions; under
+/v1/messages they have Anthropic's. `code` is for programs and stays as it is; `param` names the field.
+`x-should-retry: false` says that a retry can't help.
 
 **Money.** Fields that end in `_usd` are exact decimals as text. Credits are numbers, rounded down. *Cost*
 is what the provider takes, *charge* what the customer pays.
@@ -63,6 +65,7 @@ is what the provider takes, *charge* what the customer pays.
 
 TAGS = {
     "chat": "Calls of models. Each is paid for once, and bounded before it is made.",
+    "messages": "Anthropic's Messages API, over any model.",
     "images": "Images made and edited, paid for and bounded as chats are.",
     "embeddings": "Texts as vectors.",
     "models": "What can be called, and for how much.",
@@ -98,6 +101,11 @@ HEADERS: Mapping[str, Mapping[str, Any]] = {
         "schema": {"type": "string", "pattern": "^req_[0-9a-f]{32}$"},
         "example": "req_01a1fd2ab32670e3815c293832e5f73a",
     },
+    "request-id": {
+        "description": "The same, where Anthropic's SDKs look for it.",
+        "schema": {"type": "string", "pattern": "^req_[0-9a-f]{32}$"},
+        "example": "req_01a1fd2ab32670e3815c293832e5f73a",
+    },
     "retry-after": {"description": "Whole seconds to wait.", "schema": {"type": "integer", "minimum": 1}},
     "x-should-retry": {
         "description": "`false`: a retry can't help. OpenAI's SDKs obey it.",
@@ -108,6 +116,12 @@ HEADERS: Mapping[str, Mapping[str, Any]] = {
         "description": "The soft limits that are crossed.",
         "schema": _TEXT,
         "example": "key tokens_per_day",
+    },
+    "x-gateway-dropped-parameters": {
+        "description": "The parameters that the provider can't be told, and that were left out: the setting "
+        "`unsupported_parameters` is `drop`.",
+        "schema": _TEXT,
+        "example": "logit_bias, seed",
     },
     **{
         f"x-ratelimit-{part}-{what}": {"description": text.format(what), "schema": schema, "example": shown}
@@ -120,6 +134,7 @@ HEADERS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 _RATE_LIMITS = tuple(name for name in HEADERS if name.startswith("x-ratelimit-"))
+_METERED = (*_RATE_LIMITS, "x-gateway-dropped-parameters")
 
 _NO_KEY = 401
 """The one answer to a metered call that can't tell how much of the limits is left."""
@@ -223,7 +238,7 @@ def refusals(operation: Operation, route: Route) -> list[GatewayError]:
                 code="scope_missing",
             )
         )
-    if operation.request_model is not None:
+    if operation.body is not None:
         found += [
             BadRequest(
                 "The request body is not valid JSON: Expecting value (line 1, column 1).", code="invalid_json"
@@ -250,13 +265,19 @@ def refusals(operation: Operation, route: Route) -> list[GatewayError]:
     ]
 
 
+def told(operation: Operation, error: GatewayError) -> tuple[int, dict[str, Any]]:
+    """Return the status and the body by which the route's clients are told of an error."""
+    return operation.dialect.error(error, HEADERS["x-request-id"]["example"])
+
+
 def _models(shown: Sequence[tuple[Operation, Route]]) -> set[type[BaseModel]]:
     models: set[type[BaseModel]] = {ErrorAnswer}
     for operation, route in shown:
-        if operation.request_model is not None:
-            models.add(operation.request_model)
+        if operation.body is not None:
+            models.add(operation.body)
         if not isinstance(route.answer, Content):
             models.add(route.answer)
+        models.add(route.errors)
         models.update(other for other in route.others.values() if other is not None)
     return models
 
@@ -286,11 +307,9 @@ def _operation(operation: Operation, route: Route, schemas: Mapping[str, Any]) -
     if route.public:
         made["security"] = []
     bodies: dict[str, Any] = {}
-    if operation.request_model is not None:
-        shown = (
-            example(reference(operation.request_model), schemas) if route.request is None else route.request
-        )
-        bodies[JSON] = {"schema": reference(operation.request_model), "example": shown}
+    if operation.body is not None:
+        shown = example(reference(operation.body), schemas) if route.request is None else route.request
+        bodies[JSON] = {"schema": reference(operation.body), "example": shown}
     if route.upload is not None:
         bodies |= _content(route.upload, schemas)
     if bodies:
@@ -299,8 +318,9 @@ def _operation(operation: Operation, route: Route, schemas: Mapping[str, Any]) -
 
 
 def _responses(operation: Operation, route: Route, schemas: Mapping[str, Any]) -> dict[str, Any]:
-    carried = ("x-request-id", *(_RATE_LIMITS if route.metered else ()))
-    plain = ("x-request-id",)
+    identity = ("x-request-id", operation.dialect.request_id_header)
+    plain = tuple(name for name in identity if name is not None)
+    carried = (*plain, *(_METERED if route.metered else ()))
     good: dict[str, Any] = {
         "description": _REASONS[operation.status],
         "headers": _headers(carried),
@@ -317,8 +337,9 @@ def _responses(operation: Operation, route: Route, schemas: Mapping[str, Any]) -
         }
     by_status: dict[int, list[GatewayError]] = {}
     for error in refusals(operation, route):
-        if error.status not in route.others:
-            by_status.setdefault(error.status, []).append(error)
+        status, _ = told(operation, error)
+        if status not in route.others:
+            by_status.setdefault(status, []).append(error)
     for status, errors in sorted(by_status.items()):
         names = dict.fromkeys(name for error in errors for name in error.headers)
         responses[str(status)] = {
@@ -326,8 +347,10 @@ def _responses(operation: Operation, route: Route, schemas: Mapping[str, Any]) -
             "headers": _headers((*(plain if status == _NO_KEY else carried), *names)),
             "content": {
                 JSON: {
-                    "schema": reference(ErrorAnswer),
-                    "examples": {_example_name(error, errors): {"value": error.body()} for error in errors},
+                    "schema": reference(route.errors),
+                    "examples": {
+                        _example_name(error, errors): {"value": told(operation, error)[1]} for error in errors
+                    },
                 }
             },
         }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gateway.errors import NotFound, Unprocessable
 from gateway.paging import DEFAULT_LIMIT, MAX_LIMIT
+from gateway.schemas.answers import ErrorAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +54,8 @@ class Route:
     upload: Content | None = None
     """A body that is no JSON."""
     parameters: tuple[Parameter, ...] = ()
+    errors: type[Answer] = ErrorAnswer
+    """The shape of its errors, by the Operation's dialect."""
     refusals: tuple[GatewayError, ...] = ()
     """One for each thing that can go wrong: statuses, codes and examples are read from them."""
     others: Mapping[int, type[Answer] | None] = field(default_factory=dict)

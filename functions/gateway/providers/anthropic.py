@@ -330,13 +330,16 @@ class AnthropicStream:
                 break
         return taken
 
-    def _take(self, event: ServerSentEvent) -> list[StreamEvent]:  # noqa: PLR0911 - a table
+    def _take(self, event: ServerSentEvent) -> list[StreamEvent]:
         try:
             said = json_text.parse_provider(event.data)
         except ValueError as error:
             return [self._fail(unreadable(self._call, f"an event that is not JSON: {error}"))]
         if not isinstance(said, dict):
             return [self._fail(unreadable(self._call, f"an event that is a JSON {type(said).__name__}"))]
+        return self._read(said, event)
+
+    def _read(self, said: dict[str, Any], event: ServerSentEvent) -> list[StreamEvent]:  # noqa: PLR0911 - a table
         match said.get("type", event.event):
             case "message_start":
                 self._start(_dict(said.get("message")))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from gateway.errors import Unprocessable
 from gateway.providers.anthropic import ANTHROPIC, VERSION_HEADER
+from gateway.providers.anthropic_messages import ANTHROPIC_MESSAGES
 from gateway.providers.late_wire import late_wire
 from gateway.providers.openai_compatible import OPENAI_COMPATIBLE
 from gateway.providers.openai_embeddings import OPENAI_EMBEDDINGS
@@ -36,6 +37,7 @@ PROVIDERS: tuple[Provider, ...] = (
         name="anthropic",
         title="Anthropic",
         wire=ANTHROPIC,
+        messages=ANTHROPIC_MESSAGES,
         chat=DOCUMENT_CHAT,
         base_url="https://api.anthropic.com/v1",
         auth=AuthStyle.X_API_KEY,
