@@ -7,8 +7,8 @@ OpenAI alone fetches.
 from __future__ import annotations
 
 import base64
+import os
 import re
-import secrets
 from typing import TYPE_CHECKING, Any
 
 from gateway import json_text
@@ -80,7 +80,7 @@ class OpenAIImageWire:
         elif by_url:
             path, content = "edits", json_text.dump(_with_references(call, body))
         else:
-            boundary = secrets.token_hex(16)
+            boundary = os.urandom(16).hex()
             headers["content-type"] = f"multipart/form-data; boundary={boundary}"
             path, content = "edits", b"".join(_form(call, body, boundary))
         return UpstreamRequest("POST", f"{call.base_url.rstrip('/')}/images/{path}", headers, content)
