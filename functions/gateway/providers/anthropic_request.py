@@ -413,6 +413,7 @@ class _Conversation:
         if tool_call.get("type", "function") != "function" or not isinstance(function, dict):
             raise unsupported_content(self._call, f"{path}.type", "calls of tools other than functions")
         refuse_unknown(self._call, tool_call, _CALL_FIELDS, path)
+        refuse_unknown(self._call, function, {"name", "arguments"}, f"{path}.function")
         call_id = tool_call.get("id")
         if not call_id:
             raise Unprocessable("A tool call needs an id, by which its result is found.", param=f"{path}.id")

@@ -542,8 +542,9 @@ def _result_text(response: dict[str, Any]) -> str:
     """Return a function's result as a text; Google's own fields for one are `output` and `error`."""
     if len(response) == 1:
         (name, value) = next(iter(response.items()))
-        if name in {"output", "result", "error", "content"} and isinstance(value, str):
-            return value
+        texts = value if isinstance(value, list) else [value]
+        if name in {"output", "result", "error"} and all(isinstance(text, str) for text in texts):
+            return "".join(texts)
     return json.dumps(response, ensure_ascii=False)
 
 

@@ -111,7 +111,7 @@ def _text(content: Any) -> str:
     )
 
 
-def _given(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def read_given(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield every piece of a conversation; what is not known here is there whole, as `unknown`."""
     functions: dict[str, str] = {}
     for message in messages:
@@ -222,7 +222,7 @@ def read_question(body: dict[str, Any]) -> Question:
         parallel_tool_calls=body.get("parallel_tool_calls", True) is not False,
         wants_json=shape.get("type") in {"json_object", "json_schema"},
         json_schema=(shape.get("json_schema") or {}).get("schema"),
-        given=tuple(_given(messages)),
+        given=tuple(read_given(messages)),
     )
 
 
