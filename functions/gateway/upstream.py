@@ -45,7 +45,9 @@ _ERROR_SECONDS = 5.0
 _CONNECT_PAUSE_SECONDS = 0.1
 """Before a connection that failed is tried again, on average."""
 _LONGEST_PAUSE_SECONDS = 3.0
-"""The longest retry-after that is waited for; where it is longer, the next route has its turn."""
+"""The longest retry-after that is waited for on the last route."""
+_LONGEST_PAUSE_BEFORE_OTHERS_SECONDS = 0.5
+"""The same where another route is left: it may answer sooner."""
 _BUSY = frozenset({429, 503})
 _MOST_DROPPED = 32
 """Parameters that are left out of one call; each takes a translation of the whole body."""
@@ -100,7 +102,8 @@ class Upstream:
         """
         failure: ProviderError | None = None
         refusal: Unprocessable | None = None
-        for candidate in exchange.candidates:
+        last = len(exchange.candidates) - 1
+        for position, candidate in enumerate(exchange.candidates):
             exchange.candidate = exchange.provider_request_id = None
             try:
                 call, request = self._translate(exchange, candidate)
@@ -112,16 +115,17 @@ class Upstream:
                 raise
             exchange.dropped = call.dropped
             try:
-                return await self._call(exchange, candidate, call, request, use)
+                return await self._call(exchange, candidate, call, request, use, is_last=position == last)
             except ProviderError as error:
                 if exchange.forwarded or not error.retryable:
                     raise
                 failure = error
-        # What may pass is the better answer: the client may send the same again.
-        last = failure or refusal
-        if last is None:
-            raise AssertionError("a request is admitted to one route at least")
-        raise last
+        if failure is not None:
+            # Before what other routes can't say: it may pass, and the client may then send the same again.
+            raise failure
+        if refusal is not None:
+            raise refusal
+        raise AssertionError("a request is admitted to one route at least")
 
     async def _call(
         self,
@@ -130,6 +134,8 @@ class Upstream:
         call: ProviderCall,
         request: UpstreamRequest,
         use: Use[Result],
+        *,
+        is_last: bool,
     ) -> Result:
         """Call one route, a second time where its failure is one of a moment. Raises ProviderError."""
         tried_again = False
@@ -143,7 +149,7 @@ class Upstream:
                     await response.aclose()
             except ProviderError as error:
                 self._record(exchange, candidate, error)
-                pause = None if tried_again or exchange.forwarded else _pause(error)
+                pause = None if tried_again or exchange.forwarded else _pause(error, is_last=is_last)
                 if pause is None or not _in_time(exchange, pause):
                     raise
             exchange.candidate = exchange.provider_request_id = None
@@ -311,20 +317,18 @@ def _misconfigured(candidate: Candidate, detail: str) -> ProviderError:
     )
 
 
-def _pause(error: ProviderError) -> float | None:
+def _pause(error: ProviderError, *, is_last: bool) -> float | None:
     """Return the seconds after which the same route is worth another try; None where it is not.
 
-    Jittered, so that a provider that comes back is not met by everybody at once.
+    `is_last`: no other route is left. Jittered, so that a provider that comes back is not met by everybody at
+    once.
     """
     if error.fault is not Fault.TRANSIENT:
         return None
     if error.status is None:
         return _CONNECT_PAUSE_SECONDS * (0.5 + random.random())  # noqa: S311
-    if (
-        error.status in _BUSY
-        and error.retry_after is not None
-        and error.retry_after <= _LONGEST_PAUSE_SECONDS
-    ):
+    longest = _LONGEST_PAUSE_SECONDS if is_last else _LONGEST_PAUSE_BEFORE_OTHERS_SECONDS
+    if error.status in _BUSY and error.retry_after is not None and error.retry_after <= longest:
         return error.retry_after + _CONNECT_PAUSE_SECONDS * random.random()  # noqa: S311
     return None
 
