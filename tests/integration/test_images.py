@@ -332,3 +332,26 @@ def test_images_carry_the_limits_in_their_headers(gateway: RunningGateway) -> No
         "/v1/images/generations", json={"model": image_model(gateway), "prompt": PROMPT}
     )
     assert answer.headers["x-ratelimit-remaining-requests"] == "4"
+
+
+@pytest.mark.parametrize("edits", [False, True])
+def test_another_wire_answers_in_the_same_shape(gateway: RunningGateway, *, edits: bool) -> None:
+    """Gemini's images take what it is told that they may: its bound goes with the call."""
+    customer = gateway.customer("5")
+    prices = {"input": "0.3", "output": "2.5", "image_output": "30"}
+    base_url = gateway.simulator.base_url.replace("/v1", "/gemini/v1beta")
+    model = image_model(
+        gateway, "image", provider="gemini", base_url=base_url, prices=prices, output=("text", "image")
+    )
+    images = gateway.openai(customer).images
+    made = (
+        images.edit(model=model, prompt=PROMPT, image=PNG)
+        if edits
+        else images.generate(model=model, prompt=PROMPT)
+    )
+    assert made.data is not None
+    assert made.data[0].b64_json
+    [row] = gateway.requests(customer)
+    assert row["images"] == 1
+    assert row["image_output_tokens"] > 0
+    assert 0 < money(row["charge_usd"]) <= money(row["hold_usd"])
