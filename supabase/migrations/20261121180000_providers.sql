@@ -226,9 +226,9 @@ language plpgsql set search_path = ''
 as $$
 declare
     c_in_a_row constant integer := 3;
-    c_apart constant interval := '60 seconds';
-    c_oldest constant interval := '10 minutes';  -- what failed longer ago says nothing of now
-    c_longest constant interval := '10 minutes';
+    c_apart constant interval := interval '60 seconds';
+    c_oldest constant interval := interval '10 minutes';  -- what failed longer ago says nothing of now
+    c_longest constant interval := interval '10 minutes';
     v_failed record;
     v_at timestamptz;
     v_until timestamptz;  -- as the provider said
