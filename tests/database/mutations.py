@@ -79,6 +79,8 @@ CREATE_KEY = "functions/create_key.sql"
 BOUNDS = "functions/key_bounds.sql"
 CROSS = "functions/record_crossings.sql"
 DELIVER = "functions/deliver_events.sql"
+HEALTH = "functions/record_health.sql"
+CANDIDATES = "functions/resolve_candidates.sql"
 
 FAULTS = (
     # keys
@@ -727,6 +729,133 @@ FAULTS = (
         " (v_key_id, p_customer_id, v_service_id, v_model_id, p_each_model, v_per)\n"
         "        for update;",
         (),
+    ),
+    # services that fail
+    Fault(
+        "a service that is set aside is tried as before",
+        CANDIDATES,
+        "order by coalesce(h.is_aside, false), case",
+        "order by case",
+        ("test_service_health",),
+    ),
+    Fault(
+        "of services aside the one that failed last is tried first",
+        CANDIDATES,
+        "case when h.is_aside then h.last_failure_at end,",
+        "case when h.is_aside then h.last_failure_at end desc nulls last,",
+        ("test_service_health",),
+    ),
+    Fault(
+        "everybody probes a service",
+        ADMIT,
+        "exit when not v_candidates[1].probe_due\n            or gateway",
+        "exit when v_candidates[1].probe_due\n            or gateway",
+        ("test_service_health",),
+    ),
+    Fault(
+        "a probe is nobody's own",
+        HEALTH,
+        "and (probing_until is null or probing_until <= p_at)",
+        "and true",
+        ("test_service_health",),
+    ),
+    Fault(
+        "a probe that tells nothing is waited for, for ever",
+        HEALTH,
+        "set probing_until = p_at + interval '30 seconds'",
+        "set probing_until = 'infinity'",
+        ("test_service_health",),
+    ),
+    Fault(
+        "what failed long ago counts as in a row",
+        HEALTH,
+        "v_at > v_health.last_failure_at + c_apart",
+        "false",
+        ("test_service_health",),
+    ),
+    Fault(
+        "a service comes back for as long as before",
+        HEALTH,
+        "* power(2, least(v_health.set_asides - 1, 10))",
+        "* 1",
+        ("test_service_health",),
+    ),
+    Fault(
+        "a service is set aside for hours",
+        HEALTH,
+        "                c_longest,\n",
+        "                interval '1 day',\n",
+        ("test_service_health",),
+    ),
+    Fault(
+        "what runs adds to what is set aside",
+        HEALTH,
+        "            or v_health.set_aside_until >= greatest(v_at, v_until);",
+        "            or false;",
+        ("test_service_health",),
+    ),
+    Fault(
+        "a client's mistakes set a service aside",
+        HEALTH,
+        "where fault in ('transient', 'operator', 'protocol') and",
+        "where fault is not null and",
+        ("test_service_health",),
+    ),
+    Fault(
+        "a service that answered in the end has failed",
+        HEALTH,
+        " and service_id is distinct from p_answered_service_id",
+        "",
+        ("test_service_health",),
+    ),
+    Fault(
+        "an old stream brings a service back",
+        HEALTH,
+        "(set_aside_until is null or last_failure_at < p_at)",
+        "true",
+        ("test_service_health",),
+    ),
+    Fault(
+        "an answer waits for whoever counts a failure",
+        HEALTH,
+        "        order by route_id\n        for update skip locked\n    loop",
+        "        order by route_id\n        for update\n    loop",
+        ("test_service_health",),
+    ),
+    Fault(
+        "a rate limit is a failure",
+        HEALTH,
+        "v_counts := v_failed.status is distinct from 429 or v_failed.fault = 'operator' or v_until is null;",
+        "v_counts := true;",
+        ("test_service_health",),
+    ),
+    Fault(
+        "a model that is unknown there takes the whole service with it",
+        HEALTH,
+        "gateway.number_of(f.told -> 'status', 0, 999) = 404\n                    or",
+        "false\n                    or",
+        ("test_service_health",),
+    ),
+    Fault(
+        "a late settlement sets a service aside",
+        HEALTH,
+        "        continue when v_at < clock_timestamp() - c_oldest;\n",
+        "",
+        ("test_service_health",),
+    ),
+    Fault(
+        "a failure counts from its settlement",
+        HEALTH,
+        "v_at := p_request.admitted_at + make_interval(secs => v_failed.after_ms * 0.001);",
+        "v_at := clock_timestamp();",
+        ("test_service_health",),
+    ),
+    Fault(
+        "nobody is told of a service that is back",
+        HEALTH,
+        "if v_health.set_asides > 0 then\n            perform",
+        "if false then\n            perform",
+        ("test_service_health",),
     ),
 )
 

@@ -329,10 +329,12 @@ def test_a_failure_counts_from_when_it_happened(pair: Pair) -> None:
 
 def test_a_service_that_answers_in_the_end_has_not_failed(pair: Pair) -> None:
     """It was tried again in the same request, as it had said."""
+    pair.fail(TRANSIENT, times=2)
     for _ in range(4):
         admission = pair.admitted()
         pair.engine.settle(admission, failed_routes=[failed(admission, pair.first, TRANSIENT)])
     assert pair.health() == []
+    assert pair.events() == []
 
 
 def test_several_tries_of_one_request_are_one_failure(pair: Pair) -> None:
