@@ -205,6 +205,7 @@ def quoted(
                 yield admin.post(f"{service}/test")
 
 
+@pytest.mark.slow
 def test_no_provider_key_is_written_told_stored_traced_or_sent_as_an_address(
     gateway: RunningGateway,
     daemon: socket.socket,

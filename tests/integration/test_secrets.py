@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway import auth, chat
+from gateway import auth, completions
 from gateway.database.rpc import Database as Functions
 from tests.fixtures.gateway import MASTER_KEYS, RunningGateway, serve
 from tests.fixtures.wire import CHAT, RawClient, RawProvider, settled
@@ -157,8 +157,8 @@ def test_no_secret_is_written_or_told_and_no_content_is_written(
         def fail(*_: object) -> None:
             raise RuntimeError(f"unforeseen, at {customer.key} and {gateway.simulator.key}")
 
-        patched.setattr(chat, "_forward", fail)
-        patched.setattr(chat, "_whole_answer", fail)
+        patched.setattr(completions, "_forward", fail)
+        patched.setattr(completions, "_whole_answer", fail)
         responses += [
             gateway.http(customer).post(CHAT, json=body(gateway.model("echo"), stream=stream))
             for stream in (False, True)
