@@ -479,7 +479,7 @@ FAILURES = [
         ("malformed", 502, "api_error", False),
     ],
 )
-def test_failures_of_a_provider_have_anthropics_shape_and_cost_nothing(  # noqa: PLR0913
+def test_failures_of_a_provider_have_anthropics_shape_and_cost_nothing(
     gateway: RunningGateway, wire: str, behaviour: str, status: int, kind: str, *, streams: bool
 ) -> None:
     customer = gateway.customer("1")
@@ -777,6 +777,17 @@ def test_tokens_are_estimated_without_a_charge_or_a_call(gateway: RunningGateway
         client.messages.count_tokens(model="no/such-model", messages=HELLO)
     with pytest.raises(anthropic.AuthenticationError):
         sdk(gateway, type(customer)(0, "sk_unknown", 0, "")).messages.count_tokens(model=name, messages=HELLO)
+
+
+def test_the_estimate_is_for_keys_that_may_chat_and_models_that_they_may_use(gateway: RunningGateway) -> None:
+    name = model(gateway, "openai-compatible", "echo")
+    body = {"model": name, "messages": HELLO}
+    path = f"{MESSAGES}/count_tokens"
+    other = gateway.http(gateway.customer("1", p_scopes=["usage"])).post(path, json=body)
+    assert (other.status_code, other.json()["error"]["details"]["error_code"]) == (403, "scope_missing")
+    poor = gateway.http(gateway.customer(None)).post(path, json=body)
+    assert poor.status_code == 200
+    assert set(poor.json()) == {"input_tokens"}
 
 
 def test_a_provider_that_ends_before_it_began_is_a_502(gateway: RunningGateway) -> None:

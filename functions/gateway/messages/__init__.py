@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from gateway.runtime.process import Process
 
+_SCOPES = frozenset({"chat", "admin"})
 _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}")
 # Betas that change neither what a call costs nor what it may reach. Any other has no effect: what it would
 # let a client say is refused.
@@ -118,18 +119,26 @@ class Messages:
         """POST /v1/messages/count_tokens: an estimate, for any model. It costs nothing, and calls nobody."""
         from gateway.schemas.messages import CountTokensRequest  # noqa: PLC0415
 
-        key = api_key(request.headers)
-        given = _without_nulls(json_text.parse_request(await read_body(request)))
-        asked = validate(CountTokensRequest, given)
+        hashed = key_hash(api_key(request.headers))
         try:
-            told = await self._database.list_models(key_hash=key_hash(key), name=asked.model)
+            known = await self._database.authenticate_key(hashed)
+            _refuse(known.get("error"))
+            if _SCOPES.isdisjoint(known["scopes"]):
+                _refuse("scope_missing")
+            given = _without_nulls(json_text.parse_request(await read_body(request)))
+            asked = validate(CountTokensRequest, given)
+            told = await self._database.list_models(key_hash=hashed, name=asked.model)
         except DatabaseError as error:
             raise database_failed(error) from error
-        refused = told.get("error") or (None if told["models"] else "model_not_found")
-        if refused is not None:
-            raise refusal_error(Refusal(refused, RateLimits(), {"model": asked.model, **told}))
+        _refuse(told.get("error") or (None if told["models"] else "model_not_found"), model=asked.model)
         body = translate(given).body
         return JSONResponse({"input_tokens": await asyncio.to_thread(count_request, body, asked.model)})
+
+
+def _refuse(code: str | None, **details: str) -> None:
+    """Raise the contract's error for what the database refused; None is no refusal."""
+    if code is not None:
+        raise refusal_error(Refusal(code, RateLimits(), details))
 
 
 def _without_nulls(value: Any) -> Any:
