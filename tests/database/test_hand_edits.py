@@ -341,6 +341,9 @@ OPEN = {
     "turned_windows": {"insert", "update", "delete", "truncate"},
     # no money hangs on them
     "refusal_rollups": {"insert", "update", "delete", "truncate"},
+    "provider_costs": {"insert", "update", "delete", "truncate"},
+    # an operator may take a service back at once; the next calls say how it is
+    "service_health": {"insert", "update", "delete", "truncate"},
     # an event can be sent again, and what is old forgotten
     "event_deliveries": {"insert", "update", "delete", "truncate"},
     "events": {"insert", "delete"},
