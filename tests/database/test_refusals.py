@@ -52,6 +52,7 @@ CASES: dict[str, tuple[Callable[[Engine, Customer], Any], dict[str, Any]]] = {
         lambda engine, _: (engine.model("unpriced", {}), engine.service(["unpriced"])),
         {"p_models": ["unpriced"]},
     ),
+    "model_wrong_output": (lambda *_: None, {"p_output": "embedding"}),
     "input_unbounded": (
         lambda engine, _: engine.run("update gateway.models set context_length = null"),
         {"p_input_tokens_bound": None},
