@@ -75,6 +75,8 @@ class Exchange:
     failed_routes: list[Mapping[str, Any]] = field(default_factory=list)
     drops: bool = False
     """Whether parameters that a provider can't be told are left out; else the client is told (422)."""
+    droppable: frozenset[str] = frozenset()
+    """Those that are left out in any case: they say nothing to the model, and change no answer."""
     dropped: frozenset[str] = frozenset()
     """Those that were left out of the call that the provider has."""
     announced: frozenset[str] | None = None
@@ -83,6 +85,11 @@ class Exchange:
     """When the request was admitted, by the event loop's clock."""
     deadline: float | None = None
     """By the same clock: a pause that would last beyond it is not made."""
+
+    def may_drop(self, param: str | None) -> bool:
+        """Whether a parameter may be left out of a call for a provider that can't be told it."""
+        told = self.announced is None or param in self.announced
+        return param in self.droppable or (self.drops and told)
 
 
 class Upstream:
@@ -169,8 +176,7 @@ class Upstream:
                 return call, call.wire.build_request(call)
             except Unprocessable as error:
                 if (
-                    not exchange.drops
-                    or (exchange.announced is not None and error.param not in exchange.announced)
+                    not exchange.may_drop(error.param)
                     or error.code != UNSUPPORTED_PARAMETER
                     or error.param is None
                     or error.param in call.dropped

@@ -388,6 +388,53 @@ def test_thoughts_of_another_provider_come_back_to_it_and_never_reach_anthropic(
     assert text["type"] == "text"
 
 
+def test_gemini_goes_on_from_its_own_signatures(gateway: RunningGateway) -> None:
+    """They come with its calls, and travel through the client in a block that it sends back."""
+    base_url = gateway.simulator.base_url.removesuffix("/v1") + "/gemini/v1beta"
+    name = gateway.model("reasoning-10+tools-parallel", provider="gemini", base_url=base_url, prices=PRICES)
+    client = sdk(gateway, gateway.customer("1"))
+    tools = WEATHER + TIME
+    for answer in (
+        client.messages.create(model=name, max_tokens=100, messages=HELLO, tools=tools),
+        streamed(client, model=name, max_tokens=100, messages=HELLO, tools=tools)[0],
+    ):
+        blocks = [block.to_dict() for block in answer.content]
+        results = [
+            {"type": "tool_result", "tool_use_id": block["id"], "content": "Rain"}
+            for block in blocks
+            if block["type"] == "tool_use"
+        ]
+        assert len(results) == 2
+        history: list[Any] = [
+            *HELLO,
+            {"role": "assistant", "content": blocks},
+            {"role": "user", "content": results},
+        ]
+        client.messages.create(model=name, max_tokens=100, messages=history, tools=tools)
+        first, second = sent(gateway)["contents"][1]["parts"]
+        # Gemini signs the first of several calls. The documented stand-in would be the sign of a loss.
+        assert len(first["thoughtSignature"]) > 40
+        assert "thoughtSignature" not in second
+
+
+def test_a_user_whom_a_provider_can_not_be_told_is_left_out_and_that_is_said(gateway: RunningGateway) -> None:
+    base_url = gateway.simulator.base_url.removesuffix("/v1") + "/gemini/v1beta"
+    name = gateway.model("echo", provider="gemini", base_url=base_url, prices=PRICES)
+    body = {"model": name, "max_tokens": 10, "messages": HELLO, "metadata": {"user_id": "u"}}
+    client = gateway.http(gateway.customer("1"))
+    for streams in (False, True):
+        response = client.post(MESSAGES, json={**body, "stream": streams})
+        assert response.status_code == 200
+        assert response.headers["x-gateway-dropped-parameters"] == "user"
+    # What says something to the model is not: its setting is not set.
+    wrong = client.post(
+        MESSAGES,
+        json={**body, "tools": WEATHER, "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
+    )
+    assert wrong.status_code == 400
+    assert wrong.json()["error"]["details"]["error_code"] == "unsupported_parameter"
+
+
 def test_a_fallback_to_another_wire_is_translated_within_the_request(gateway: RunningGateway) -> None:
     customer = gateway.customer("1")
     name = "test/either-wire"

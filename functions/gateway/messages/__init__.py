@@ -99,6 +99,8 @@ class Messages:
             },
             stream=asked.wants_stream,
             wants_usage=True,
+            # Tools made for Anthropic always name their user, for its own eyes.
+            droppable=frozenset({"user"}),
         )
         call = await self._calls.admit(
             request,
