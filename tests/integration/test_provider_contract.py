@@ -128,8 +128,7 @@ class Bench:
         return self.gateway.model(
             behaviour,
             provider=self.provider.name,
-            base_url=self.base_url,
-            **{"prices": PRICES, "max_output_tokens": 2048, **fields},
+            **{"base_url": self.base_url, "prices": PRICES, "max_output_tokens": 2048, **fields},
         )
 
     def post(self, behaviour: str, *, model: str | None = None, **fields: Any) -> httpx.Response:
@@ -270,6 +269,8 @@ def bench(gateway: RunningGateway, provider: Provider) -> Iterator[Bench]:
 
 
 ALL = over(list(PROVIDERS))
+# A stream begins as a plain call does: where only that is looked at, one provider stands for its wire.
+ONE_OF_EACH_WIRE = list({provider.wire.name: provider for provider in reversed(PROVIDERS)}.values())
 
 
 @ALL
@@ -557,9 +558,19 @@ STATUSES = {
 }
 
 
-@ALL
-@pytest.mark.parametrize("status", STATUSES)
-@pytest.mark.parametrize("stream", [False, True])
+FAILING = [
+    (provider, status, stream)
+    for stream in (False, True)
+    for provider in (ONE_OF_EACH_WIRE if stream else PROVIDERS)
+    for status in STATUSES
+]
+
+
+@pytest.mark.parametrize(
+    ("provider", "status", "stream"),
+    FAILING,
+    ids=[f"{one.name}-{status}{'-stream' if stream else ''}" for one, status, stream in FAILING],
+)
 def test_failure_has_its_status_costs_nothing_and_shows_no_secret(
     bench: Bench, status: int, *, stream: bool
 ) -> None:
@@ -643,3 +654,25 @@ def test_images_are_made_and_charged(bench: Bench) -> None:
     row = bench.row()
     assert row["image_output_tokens"] > 0
     assert money(row["charge_usd"]) > 0
+
+
+PAIRS = [(first, second) for first in ONE_OF_EACH_WIRE for second in ONE_OF_EACH_WIRE if first != second]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("provider", "second"), PAIRS, ids=[f"{first.name}-{second.name}" for first, second in PAIRS]
+)
+def test_any_wire_stands_in_for_any_other_within_the_request(
+    bench: Bench, second: Provider, *, stream: bool
+) -> None:
+    name = bench.model("echo", base_url="http://127.0.0.1:9/v1")
+    other = Bench(bench.gateway, second, bench.customer)
+    models = [name, other.model("echo")]
+    told = (other.streamed if stream else other.plain)("", model=name, models=models)
+    assert told.text == "You said: Hello"
+    other.check_charge(told)
+    # One route failed, though it may have been tried twice.
+    [failed] = {(route["service_id"], route["fault"]) for route in told.row["failed_routes"]}
+    assert failed[1] == "transient"
+    assert failed[0] != told.row["service_id"]
