@@ -65,10 +65,11 @@ def test_the_pasted_curl_answers_and_is_charged_to_the_last_digit(dev: Dev) -> N
     assert before - after == cost * Decimal("1e-10")
 
 
-def test_the_official_sdk_streams_from_it(dev: Dev) -> None:
+@pytest.mark.parametrize("model", ["sim/echo", "sim/claude", "sim/gemini"])
+def test_the_official_sdk_streams_from_each_wire(dev: Dev, model: str) -> None:
     with openai.OpenAI(base_url=f"{dev.url}/v1", api_key=dev.demo_key, max_retries=0) as client:
         stream = client.chat.completions.create(
-            model="sim/echo",
+            model=model,
             messages=[{"role": "user", "content": "Hello"}],
             stream=True,
             stream_options={"include_usage": True},
