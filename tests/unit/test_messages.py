@@ -620,6 +620,12 @@ def test_odd_deltas_make_a_stream_all_the_same(deltas: list[Any]) -> None:
     assert snapshot.role == "assistant"
 
 
+def test_a_stream_of_nothing_but_its_end_is_a_message_all_the_same() -> None:
+    snapshot, events = streamed()
+    assert [event["type"] for event in events] == ["message_start", "message_delta", "message_stop"]
+    assert snapshot.content == []
+
+
 PIECES = st.one_of(
     st.builds(lambda words: {"content": words}, st.text(max_size=8)),
     st.builds(lambda words: {"reasoning_content": words}, st.text(max_size=8)),
@@ -738,10 +744,11 @@ def test_an_overloaded_model_fails_before_a_byte_went_out() -> None:
     assert failed.error.retryable
 
 
-def test_a_message_without_content_is_whole() -> None:
+@pytest.mark.parametrize("last", [[], [{**ENDED, "delta": {"stop_reason": "refusal"}}]])
+def test_a_message_without_content_is_whole(last: list[dict[str, Any]]) -> None:
     given = native_call()
     stream = ANTHROPIC_MESSAGES.open_stream(given)
-    arrived = stream.feed(sse(START, {**ENDED, "delta": {"stop_reason": "refusal"}}, STOPPED))
+    arrived = stream.feed(sse(START, *last, STOPPED))
     shape = MessageEvents(call())
     shape.begin(given)
     out = shape.encode([event for event in arrived if isinstance(event, Chunk)]) + shape.end(call(), None)
