@@ -565,11 +565,13 @@ class Row:
     failures: int
     last: Moment
     asides: int = 0
-    until: int | None = None
+    until: Moment | None = None
+    """Of the admission that failed, so many seconds on: of two that failed in one second, the later one's."""
     probing: int | None = None
 
     def is_aside(self, now: int) -> bool:
-        return any(end is not None and end > now for end in (self.until, self.probing))
+        ends = (self.until and self.until[0], self.probing)
+        return any(end is not None and end > now for end in ends)
 
 
 @dataclass(slots=True)
@@ -602,10 +604,10 @@ class Expected:
         is_rate_limit = (failure["status"], failure["fault"]) == (429, "transient")
         key = (service, is_rate_limit or failure["status"] == 404)
         wait = failure.get("retry_after")
-        told = None if wait is None else at[0] + wait
+        told = None if wait is None else (at[0] + wait, at[1])
         row = self.rows.get(key)
         # aside until after this failure, and for as long as the provider now says
-        if row and row.until is not None and row.until > max(at[0], told or 0):
+        if row and row.until is not None and row.until >= max(at, told or at):
             return
         row = row or Row(0, at)
         self.rows[key] = row
@@ -619,7 +621,8 @@ class Expected:
         if counts and (failure["fault"] == "operator" or row.asides or row.failures >= 3):
             row.asides += 1
             pause = (60 if failure["fault"] == "operator" else 30) * 2 ** (row.asides - 1)
-            row.until = max(row.until or 0, at[0] + min(pause, 600))
+            end = (at[0] + min(pause, 600), at[1])
+            row.until = max(row.until or end, end)
             self.events.append("provider.failing")
 
     def succeed(self, service: int, at: Moment) -> None:

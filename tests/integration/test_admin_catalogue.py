@@ -29,6 +29,7 @@ SETTINGS = {
     "expired_hold_policy": "release",
     "auth_sign_up": "link",
     "webhook_url": None,
+    "unsupported_parameters": "refuse",
     "webhook_secret_set": False,
     "log_retention_months": None,
     "usage_detail_days": 93,
