@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -105,7 +106,15 @@ def test_sparkline(values: list[float], line: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, ""), (True, "yes"), (1234567, "1,234,567"), (0.25, "0.25"), (["a", "b"], "a, b"), ("x", "x")],
+    [
+        (None, ""),
+        (True, "yes"),
+        (1234567, "1,234,567"),
+        (0.25, "0.25"),
+        (Decimal("2E-8"), "0.00000002"),
+        (["a", "b"], "a, b"),
+        ("x", "x"),
+    ],
 )
 def test_show(value: Any, text: str) -> None:
     assert show(value) == text

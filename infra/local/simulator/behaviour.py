@@ -107,7 +107,8 @@ NAMES = (
     "filtered",
     "blocked",
     "too-long",
-    "status",
+    "status-429",
+    "status-500",
 )
 
 
