@@ -5,7 +5,7 @@ begin
     if p_text !~ '^\d{4}-\d\d-\d\d$' then
         return p_text::timestamptz;
     end if;
-    return (p_text::date + case when p_end_of_day then 1 else 0 end)::timestamp at time zone p_time_zone;
+    return gateway.first_moment(p_text::date + case when p_end_of_day then 1 else 0 end, p_time_zone);
 end
 $$;
 comment on function gateway.read_moment(text, text, boolean) is 'A moment as clients name it: a time, or a day in a zone, which stands for its first moment or for the one after its last.';

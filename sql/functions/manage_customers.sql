@@ -80,7 +80,7 @@ comment on function api.update_customer(bigint, jsonb, text) is 'Changes a custo
 -- api.erase_customer: forgets the person and keeps the books. Name, username, email, company and the link to Supabase Auth become nobody's,
 -- here and in the audit log; so do the names of its keys, which are revoked, and the notes of its payments. Balance, entries with their
 -- references, requests and sums stay; running requests settle all the same. For good, and again it changes nothing.
--- Returns the customer, or {"error": "unknown_customer"}. Locks the customer, then its account, then its keys.
+-- Returns the customer, or {"error": "unknown_customer"}. Locks the customer, then its account, then its keys, in the order of their ids.
 create function api.erase_customer(p_id bigint, p_actor text default null) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '60s'
 as $$
@@ -103,6 +103,7 @@ begin
     end if;
     perform set_config('gateway.engine', 'on', true);
     perform set_config('gateway.erased_user', coalesce(v_customer.auth_user_id::text, ''), true);
+    perform from gateway.api_keys where customer_id = p_id order by id for no key update;
     update gateway.api_keys set name = 'erased', active = false, revoked_at = coalesce(revoked_at, now()) where customer_id = p_id;
     update gateway.customers
     set name = v_nobody, username = v_nobody, email = null, company = null, auth_user_id = null, active = false, erased_at = now()

@@ -15,7 +15,6 @@ create function api.read_time_series(
 language plpgsql stable security definer set search_path = ''
 as $$
 declare
-    c_most_points constant integer := 10000;
     v_customer_id bigint := p_customer_id;
     v_time_zone text := coalesce(p_time_zone, 'UTC');
     v_from timestamptz;
@@ -68,7 +67,7 @@ begin
     v_data := api.read_usage(
         p_customer_id => v_customer_id, p_key_id => p_key_id, p_from => v_from, p_to => v_to, p_interval => p_interval,
         p_group_by => p_group_by, p_time_zone => v_time_zone, p_for_customer => not p_show_cost);
-    if jsonb_array_length(v_data) > c_most_points then
+    if v_data is null then
         return jsonb_build_object('error', 'too_many_points');
     end if;
     return jsonb_build_object(

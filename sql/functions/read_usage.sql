@@ -63,7 +63,7 @@ create function gateway.day_start(p_day timestamp, p_time_zone text) returns tim
 language plpgsql stable parallel safe set search_path = ''
 as $$
 begin
-    return date_trunc('day', (date_trunc('day', p_day) + interval '12 hours') at time zone p_time_zone, p_time_zone);
+    return gateway.window_start('day', (date_trunc('day', p_day) + interval '12 hours') at time zone p_time_zone, p_time_zone);
 end
 $$;
 comment on function gateway.day_start(timestamp, text) is 'The first moment of a day in a time zone.';
@@ -71,7 +71,7 @@ revoke all on function gateway.day_start(timestamp, text) from public;
 
 -- api.read_usage: usage by hour, day or month. p_customer_id null: of all customers. p_key_id: of one key alone, which has to be the customer's.
 -- Every interval that any moment from p_from up to p_to lies in, whole, oldest first; those in which nothing was used are there too, with
--- zeros; grouped, each group that occurs at all has a row for each interval. p_group_by: model | key | provider (requests that no provider
+-- zeros; grouped, each group that occurs at all has a row for each interval; null where these would be more than 10,000. p_group_by: model | key | provider (requests that no provider
 -- answered are in the group null); by key only of one customer. p_time_zone: null for the customer's (UTC for all).
 --
 -- [{"start", "end", "group": a model's name, a key's prefix or a provider, "group_id": the model's or key's id, "requests": that have ended,
@@ -89,12 +89,14 @@ language plpgsql stable security definer set search_path = '' set plan_cache_mod
 as $$
 declare
     c_most_intervals constant integer := 10000;
+    c_most_points constant integer := 10000;
     v_time_zone text := coalesce(p_time_zone, (select c.time_zone from gateway.customers as c where c.id = p_customer_id), 'UTC');
     v_from timestamptz;
     v_to timestamptz;
     v_grouped_by text;
     v_show_cost boolean := not p_for_customer or (select s.billing_mode = 'markup' from gateway.settings as s);
     v_found jsonb;
+    v_points bigint;
 begin
     if p_interval is null or p_interval not in ('hour', 'day', 'month') or p_group_by not in ('model', 'key', 'provider')
         or p_from is null or p_to is null or not (isfinite(p_from) and isfinite(p_to))
@@ -180,12 +182,14 @@ begin
             'latency_ms', gateway.describe_times(f.latency_counts, f.latency_ms::bigint, f.latencies::bigint),
             'time_to_first_token_ms', gateway.describe_times(f.first_token_counts, f.time_to_first_token_ms::bigint, f.first_tokens::bigint))
         order by i.start, g.name nulls last, g.group_id
-    ), '[]')
-    into v_found
+    ), '[]'), (select count(*) from intervals) * (select count(*) from groups)
+    into v_found, v_points
     from intervals as i
     cross join groups as g
-    left join found as f on f.start = i.start and f.group_id = g.group_id and f.provider = g.provider;
-    return v_found;
+    left join found as f on f.start = i.start and f.group_id = g.group_id and f.provider = g.provider
+    -- counted before any of them is made
+    where p_group_by is null or (select count(*) from intervals) * (select count(*) from groups) <= c_most_points;
+    return case when p_group_by is null or v_points <= c_most_points then v_found end;
 end
 $$;
 revoke all on function api.read_usage(timestamptz, timestamptz, text, bigint, bigint, text, text, boolean) from public;

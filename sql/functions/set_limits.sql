@@ -23,6 +23,7 @@ revoke all on function gateway.show_limits(bigint, bigint, bigint, bigint, boole
 -- customer or a service (by id, or by p_service_name). p_rate_limits and p_warn: {requests_per_minute: 60, tokens_per_day: …, spend_usd_per_month: …}; null removes.
 -- A limit that is set without a soft mark of its own gets one at p_warn_percent. Returns all limits of the subject in the same form as
 -- {"rate_limits", "warn"}, or {"error": "unknown_key" | "unknown_customer" | "unknown_service" | "unknown_model"}.
+-- Locks the key.
 create function api.set_limits(
     p_key_id bigint default null, p_customer_id bigint default null, p_service_id bigint default null, p_key_hash text default null,
     p_model text default null, p_each_model boolean default false, p_rate_limits jsonb default '{}', p_warn jsonb default '{}',
@@ -62,6 +63,8 @@ begin
         end if;
     end if;
 
+    -- As who changes the key does: a limit is set either before or after another, and neither is judged by what the other replaces.
+    perform from gateway.api_keys where id = v_key_id for no key update;
     foreach v_per in array array['minute', 'hour', 'day', 'month'] loop
         v_changes := '{}';
         foreach v_metric in array array['requests', 'tokens', 'spend_usd'] loop

@@ -124,6 +124,47 @@ begin
 end
 $$;
 
+create function gateway.first_moment(p_clock timestamp, p_time_zone text) returns timestamptz
+language plpgsql stable parallel safe set search_path = ''
+as $$
+declare
+    v_moment timestamptz := p_clock at time zone p_time_zone;
+begin
+    -- of two PostgreSQL takes the later
+    if (v_moment - interval '1 hour') at time zone p_time_zone = p_clock then
+        return v_moment - interval '1 hour';
+    end if;
+    return v_moment;
+end
+$$;
+
+comment on function gateway.first_moment(timestamp, text) is 'When a clock shows this, for the first time where it is put back by an hour over it, as at midnight in Havana.';
+
+revoke all on function gateway.first_moment(timestamp, text) from public;
+
+create or replace function gateway.window_start(p_per text, p_at timestamptz, p_time_zone text) returns timestamptz
+language plpgsql stable parallel safe set search_path = ''
+as $$
+begin
+    return case
+        when p_per in ('minute', 'hour') then date_trunc(p_per, p_at, p_time_zone)
+        else gateway.first_moment(date_trunc(p_per, p_at at time zone p_time_zone), p_time_zone)
+    end;
+end
+$$;
+
+create or replace function gateway.window_end(p_per text, p_start timestamptz, p_time_zone text) returns timestamptz
+language plpgsql stable parallel safe set search_path = ''
+as $$
+begin
+    return case
+        when p_per in ('minute', 'hour') then p_start + ('1 ' || p_per)::interval
+        -- truncated again: where clocks change at midnight a day may begin at one o'clock, but only that day
+        else gateway.first_moment(date_trunc(p_per, (p_start at time zone p_time_zone) + ('1 ' || p_per)::interval), p_time_zone)
+    end;
+end
+$$;
+
 create or replace function gateway.version_price() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
@@ -1123,6 +1164,139 @@ grant execute on function api.compare_provider_costs() to service_role;
 
 comment on function api.compare_provider_costs() is 'Holds yesterday''s costs by our prices against what providers told; the maintenance function calls it every minute.';
 
+-- Midnight may be skipped or come twice where clocks change; noon does not.
+create or replace function gateway.day_start(p_day timestamp, p_time_zone text) returns timestamptz
+language plpgsql stable parallel safe set search_path = ''
+as $$
+begin
+    return gateway.window_start('day', (date_trunc('day', p_day) + interval '12 hours') at time zone p_time_zone, p_time_zone);
+end
+$$;
+
+-- api.read_usage: usage by hour, day or month. p_customer_id null: of all customers. p_key_id: of one key alone, which has to be the customer's.
+-- Every interval that any moment from p_from up to p_to lies in, whole, oldest first; those in which nothing was used are there too, with
+-- zeros; grouped, each group that occurs at all has a row for each interval; null where these would be more than 10,000. p_group_by: model | key | provider (requests that no provider
+-- answered are in the group null); by key only of one customer. p_time_zone: null for the customer's (UTC for all).
+--
+-- [{"start", "end", "group": a model's name, a key's prefix or a provider, "group_id": the model's or key's id, "requests": that have ended,
+-- "errors": of these, failed or expired, "tokens": {by class, and images}, "total_tokens", "cost_usd", "charge_usd", "uncollected_usd",
+-- "latency_ms": {"p50", "p95", "average"}, "time_to_first_token_ms": {the same}}]
+-- Percentiles are at most 9.1 % off, and null where there is nothing. p_for_customer: the cost is null in flat mode.
+-- Hours, and days in any other zone than the customer's own, are known as far back as the setting usage_detail_days. Where a customer has
+-- changed its zone, days from before that time are those of the old one.
+-- Costs what the intervals and groups are, however many requests there were. Reads only.
+create or replace function api.read_usage(
+    p_from timestamptz, p_to timestamptz, p_interval text, p_customer_id bigint default null, p_key_id bigint default null,
+    p_group_by text default null, p_time_zone text default null, p_for_customer boolean default false
+) returns jsonb
+language plpgsql stable security definer set search_path = '' set plan_cache_mode = force_generic_plan
+as $$
+declare
+    c_most_intervals constant integer := 10000;
+    c_most_points constant integer := 10000;
+    v_time_zone text := coalesce(p_time_zone, (select c.time_zone from gateway.customers as c where c.id = p_customer_id), 'UTC');
+    v_from timestamptz;
+    v_to timestamptz;
+    v_grouped_by text;
+    v_show_cost boolean := not p_for_customer or (select s.billing_mode = 'markup' from gateway.settings as s);
+    v_found jsonb;
+    v_points bigint;
+begin
+    if p_interval is null or p_interval not in ('hour', 'day', 'month') or p_group_by not in ('model', 'key', 'provider')
+        or p_from is null or p_to is null or not (isfinite(p_from) and isfinite(p_to))
+        or (p_customer_id is null and (p_group_by = 'key' or p_key_id is not null))
+        or p_to - p_from > c_most_intervals * (case p_interval when 'hour' then interval '1 hour' else interval '1 day' end)
+    then
+        raise exception 'no such interval, grouping or time' using errcode = 'invalid_parameter_value';
+    end if;
+    if p_from >= p_to then
+        return '[]'::jsonb;
+    end if;
+    v_from := gateway.window_start(p_interval, p_from, v_time_zone);
+    v_to := gateway.window_end(p_interval, gateway.window_start(p_interval, p_to - interval '1 microsecond', v_time_zone), v_time_zone);
+    v_grouped_by := case
+        when p_group_by is null then case when p_key_id is null then 'all' else 'key' end
+        when p_group_by = 'key' then 'key'
+        else case when p_key_id is null then '' else 'key_' end || case p_group_by when 'provider' then 'service' else 'model' end
+    end;
+
+    with starts as (
+        select distinct date_trunc('hour', q, v_time_zone) as start
+        from generate_series(v_from, v_to - interval '15 minutes', interval '15 minutes') as q
+        where p_interval = 'hour'
+        union all
+        select gateway.day_start(d, v_time_zone)
+        from generate_series(date_trunc(p_interval, v_from at time zone v_time_zone), (v_to - interval '1 microsecond') at time zone v_time_zone,
+                             ('1 ' || p_interval)::interval) as d
+        where p_interval <> 'hour'
+    ),
+    intervals as (
+        select start, coalesce(lead(start) over (order by start), v_to) as stop from starts
+    ),
+    found as materialized (
+        select
+            case
+                when u.per = 'quarter' then gateway.window_start(p_interval, u.period at time zone 'UTC', v_time_zone)
+                else gateway.day_start(u.period, v_time_zone)
+            end as start,
+            case p_group_by when 'model' then u.model_id when 'key' then u.key_id else 0 end as group_id,
+            case when p_group_by = 'provider' then coalesce(s.provider, '') else '' end as provider,
+            sum(u.requests) as requests, sum(u.errors) as errors, sum(u.failures) as failures, sum(u.input_tokens) as input_tokens,
+            sum(u.cached_input_tokens) as cached_input_tokens, sum(u.cache_write_tokens) as cache_write_tokens,
+            sum(u.audio_input_tokens) as audio_input_tokens, sum(u.image_input_tokens) as image_input_tokens,
+            sum(u.output_tokens) as output_tokens, sum(u.reasoning_tokens) as reasoning_tokens,
+            sum(u.audio_output_tokens) as audio_output_tokens, sum(u.image_output_tokens) as image_output_tokens, sum(u.images) as images,
+            sum(u.total_tokens) as total_tokens, sum(u.cost_usd) as cost_usd, sum(u.charge_usd) as charge_usd,
+            sum(u.uncollected_usd) as uncollected_usd, sum(u.latency_ms) as latency_ms, sum(u.latencies) as latencies,
+            sum(u.time_to_first_token_ms) as time_to_first_token_ms, sum(u.first_tokens) as first_tokens,
+            gateway.sum_counts(array_agg(row(u.latency_counts)::gateway.time_counts)) as latency_counts,
+            gateway.sum_counts(array_agg(row(u.first_token_counts)::gateway.time_counts)) as first_token_counts,
+            max(u.last_request_at) as last_request_at, max(u.last_failure_at) as last_failure_at
+        from gateway.find_usage(p_customer_id, p_key_id, p_interval, v_grouped_by, v_time_zone, v_from, v_to) as u
+        left join gateway.services as s on p_group_by = 'provider' and s.id = u.service_id
+        group by 1, 2, 3
+    ),
+    groups as (
+        -- looked up one by one: a join would read all keys that there are
+        select g.group_id, g.provider, case p_group_by
+            when 'model' then (select m.name from gateway.models as m where m.id = g.group_id)
+            when 'key' then (select k.prefix from gateway.api_keys as k where k.id = g.group_id)
+            else nullif(g.provider, '')
+        end as name
+        from (
+            select distinct f.group_id, f.provider from found as f
+            union
+            select 0, '' where p_group_by is null
+        ) as g
+    )
+    select coalesce(jsonb_agg(
+        jsonb_build_object(
+            'start', i.start, 'end', i.stop, 'group', g.name, 'group_id', nullif(g.group_id, 0),
+            'requests', coalesce(f.requests, 0), 'errors', coalesce(f.errors, 0),
+            'tokens', jsonb_build_object(
+                'input', coalesce(f.input_tokens, 0), 'cached_input', coalesce(f.cached_input_tokens, 0),
+                'cache_write', coalesce(f.cache_write_tokens, 0), 'audio_input', coalesce(f.audio_input_tokens, 0),
+                'image_input', coalesce(f.image_input_tokens, 0), 'output', coalesce(f.output_tokens, 0),
+                'reasoning', coalesce(f.reasoning_tokens, 0), 'audio_output', coalesce(f.audio_output_tokens, 0),
+                'image_output', coalesce(f.image_output_tokens, 0), 'images', coalesce(f.images, 0)),
+            'total_tokens', coalesce(f.total_tokens, 0),
+            'cost_usd', case when v_show_cost then gateway.show_usd(coalesce(f.cost_usd, 0)) end,
+            'charge_usd', gateway.show_usd(coalesce(f.charge_usd, 0)),
+            'uncollected_usd', gateway.show_usd(coalesce(f.uncollected_usd, 0)),
+            'latency_ms', gateway.describe_times(f.latency_counts, f.latency_ms::bigint, f.latencies::bigint),
+            'time_to_first_token_ms', gateway.describe_times(f.first_token_counts, f.time_to_first_token_ms::bigint, f.first_tokens::bigint))
+        order by i.start, g.name nulls last, g.group_id
+    ), '[]'), (select count(*) from intervals) * (select count(*) from groups)
+    into v_found, v_points
+    from intervals as i
+    cross join groups as g
+    left join found as f on f.start = i.start and f.group_id = g.group_id and f.provider = g.provider
+    -- counted before any of them is made
+    where p_group_by is null or (select count(*) from intervals) * (select count(*) from groups) <= c_most_points;
+    return case when p_group_by is null or v_points <= c_most_points then v_found end;
+end
+$$;
+
 -- api.read_service_health: of the services that are not deleted what is not counted from requests: [{"service_id", "failing_since",
 -- "set_aside_until": null where it is not set aside just now; either of the service itself or of one of its routes, "cost_compared": the last
 -- day whose costs the provider told, {"day", "requests", "cost_usd", "provider_cost_usd"}, or null}]. Reads only.
@@ -1160,6 +1334,135 @@ revoke all on function api.read_service_health() from public;
 grant execute on function api.read_service_health() to service_role;
 
 comment on function api.read_service_health() is 'Which services fail just now, and how our prices compare with what providers tell.';
+
+-- api.erase_customer: forgets the person and keeps the books. Name, username, email, company and the link to Supabase Auth become nobody's,
+-- here and in the audit log; so do the names of its keys, which are revoked, and the notes of its payments. Balance, entries with their
+-- references, requests and sums stay; running requests settle all the same. For good, and again it changes nothing.
+-- Returns the customer, or {"error": "unknown_customer"}. Locks the customer, then its account, then its keys, in the order of their ids.
+create or replace function api.erase_customer(p_id bigint, p_actor text default null) returns jsonb
+language plpgsql security definer set search_path = '' set statement_timeout = '60s'
+as $$
+declare
+    v_customer gateway.customers;
+    v_nobody text := 'erased-' || p_id;
+begin
+    perform set_config('gateway.actor', coalesce(p_actor, ''), true);
+    select * into v_customer from gateway.customers where id = p_id for update;
+    if v_customer.id is null then
+        return jsonb_build_object('error', 'unknown_customer');
+    elsif v_customer.erased_at is not null then
+        return gateway.describe_customer(v_customer);
+    end if;
+    -- Whoever pays in at this moment sees that it is too late.
+    perform 1 from gateway.accounts where customer_id = p_id for update;
+
+    if exists (select from gateway.customers where username = v_nobody) then
+        v_nobody := v_nobody || '-' || gen_random_uuid();
+    end if;
+    perform set_config('gateway.engine', 'on', true);
+    perform set_config('gateway.erased_user', coalesce(v_customer.auth_user_id::text, ''), true);
+    perform from gateway.api_keys where customer_id = p_id order by id for no key update;
+    update gateway.api_keys set name = 'erased', active = false, revoked_at = coalesce(revoked_at, now()) where customer_id = p_id;
+    update gateway.customers
+    set name = v_nobody, username = v_nobody, email = null, company = null, auth_user_id = null, active = false, erased_at = now()
+    where id = p_id
+    returning * into v_customer;
+
+    update gateway.audit_log
+    set before = gateway.without_person(before, entity), after = gateway.without_person(after, entity)
+    where (entity = 'customers' and entity_id = p_id::text)
+        or (entity = 'api_keys' and entity_id in (select k.id::text from gateway.api_keys as k where k.customer_id = p_id));
+    update gateway.audit_log set actor = 'user (erased)' where actor = 'user ' || nullif(current_setting('gateway.erased_user', true), '');
+    update gateway.ledger_entries set note = null where customer_id = p_id and request_id is null and note is not null;
+    perform set_config('gateway.erased_user', '', true);
+    perform set_config('gateway.engine', 'off', true);
+    return gateway.describe_customer(v_customer);
+end
+$$;
+
+-- api.set_limits: merges limits into those of one subject: a key (p_model names one model of it; p_each_model: every model by itself), a
+-- customer or a service (by id, or by p_service_name). p_rate_limits and p_warn: {requests_per_minute: 60, tokens_per_day: …, spend_usd_per_month: …}; null removes.
+-- A limit that is set without a soft mark of its own gets one at p_warn_percent. Returns all limits of the subject in the same form as
+-- {"rate_limits", "warn"}, or {"error": "unknown_key" | "unknown_customer" | "unknown_service" | "unknown_model"}.
+-- Locks the key.
+create or replace function api.set_limits(
+    p_key_id bigint default null, p_customer_id bigint default null, p_service_id bigint default null, p_key_hash text default null,
+    p_model text default null, p_each_model boolean default false, p_rate_limits jsonb default '{}', p_warn jsonb default '{}',
+    p_warn_percent numeric default 80, p_actor text default null, p_service_name text default null
+) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_key_id bigint := p_key_id;
+    v_service_id bigint := p_service_id;
+    v_model_id bigint;
+    v_per text;
+    v_changes jsonb;
+    v_metric text;
+    v_name text;
+    v_limit gateway.limits;
+begin
+    perform set_config('gateway.actor', coalesce(p_actor, ''), true);
+    if p_key_hash is not null then
+        v_key_id := gateway.find_key(decode(p_key_hash, 'hex'));
+    end if;
+    if p_service_name is not null then
+        select id into v_service_id from gateway.services where name = p_service_name and deleted_at is null;
+    end if;
+    if (p_key_id is not null or p_key_hash is not null) and not exists (select from gateway.api_keys where id = v_key_id) then
+        return jsonb_build_object('error', 'unknown_key');
+    elsif p_customer_id is not null and not exists (select from gateway.customers where id = p_customer_id) then
+        return jsonb_build_object('error', 'unknown_customer');
+    elsif (p_service_id is not null or p_service_name is not null)
+        and not exists (select from gateway.services where id = v_service_id and deleted_at is null) then
+        return jsonb_build_object('error', 'unknown_service');
+    end if;
+    if p_model is not null then
+        select id into v_model_id from gateway.models where name = p_model;
+        if v_model_id is null then
+            return jsonb_build_object('error', 'unknown_model');
+        end if;
+    end if;
+
+    -- As who changes the key does: a limit is set either before or after another, and neither is judged by what the other replaces.
+    perform from gateway.api_keys where id = v_key_id for no key update;
+    foreach v_per in array array['minute', 'hour', 'day', 'month'] loop
+        v_changes := '{}';
+        foreach v_metric in array array['requests', 'tokens', 'spend_usd'] loop
+            v_name := v_metric || '_per_' || v_per;
+            if p_rate_limits ? v_name then
+                v_changes := v_changes || jsonb_build_object(
+                    v_metric, p_rate_limits -> v_name,
+                    'warn_' || v_metric, case
+                        when v_metric = 'spend_usd' then to_jsonb((p_rate_limits ->> v_name)::numeric * p_warn_percent * 0.01)
+                        else to_jsonb(floor((p_rate_limits ->> v_name)::numeric * p_warn_percent * 0.01))
+                    end);
+            end if;
+            if p_warn ? v_name then
+                v_changes := v_changes || jsonb_build_object('warn_' || v_metric, p_warn -> v_name);
+            end if;
+        end loop;
+        continue when v_changes = '{}';
+
+        -- Found and locked in one step: between two, another call might remove the row, and this change would be lost with it.
+        insert into gateway.limits (key_id, customer_id, service_id, model_id, each_model, per)
+        values (v_key_id, p_customer_id, v_service_id, v_model_id, p_each_model, v_per)
+        on conflict (key_id, customer_id, service_id, model_id, each_model, per) do update set per = excluded.per
+        returning * into v_limit;
+        v_limit := jsonb_populate_record(v_limit, v_changes);
+        if num_nonnulls(v_limit.requests, v_limit.tokens, v_limit.spend_usd, v_limit.warn_requests, v_limit.warn_tokens, v_limit.warn_spend_usd) = 0 then
+            delete from gateway.limits where id = v_limit.id;
+        else
+            update gateway.limits
+            set (requests, tokens, spend_usd, warn_requests, warn_tokens, warn_spend_usd) = (
+                v_limit.requests, v_limit.tokens, v_limit.spend_usd, v_limit.warn_requests, v_limit.warn_tokens, v_limit.warn_spend_usd)
+            where id = v_limit.id;
+        end if;
+    end loop;
+
+    return gateway.show_limits(v_key_id, p_customer_id, v_service_id, v_model_id, p_each_model);
+end
+$$;
 
 create or replace function gateway.describe_price(p_price gateway.prices) returns jsonb
 language sql stable set search_path = ''
@@ -1503,6 +1806,94 @@ begin
         'charge_usd', gateway.show_usd(p_request.charge_usd), 'uncollected_usd', gateway.show_usd(p_request.uncollected_usd),
         'hold_usd', case when p_request.state = 'held' then gateway.show_usd(p_request.hold_usd) end,
         'latency_ms', p_request.latency_ms, 'time_to_first_token_ms', p_request.time_to_first_token_ms);
+end
+$$;
+
+create or replace function gateway.read_moment(p_text text, p_time_zone text, p_end_of_day boolean) returns timestamptz
+language plpgsql stable set search_path = ''
+as $$
+begin
+    if p_text !~ '^\d{4}-\d\d-\d\d$' then
+        return p_text::timestamptz;
+    end if;
+    return gateway.first_moment(p_text::date + case when p_end_of_day then 1 else 0 end, p_time_zone);
+end
+$$;
+
+-- api.read_time_series: usage over time, as GET /v1/usage shows it: what is left out is filled in, then api.read_usage reads the rollups.
+--
+-- {"data": as api.read_usage tells, "from", "to", "interval", "time_zone", "group_by"}, or {"error": unknown_customer | unknown_key |
+-- unknown_time_zone | customer_needed | empty_range | range_too_long | too_many_points}. p_customer_id null: all customers, but not by key; with a
+-- key, its customer, which has to be p_customer_id where that is given.
+--
+-- p_from (included) and p_to (left out) are times, or days in the time zone, each of them included; by default 24 hours, 30 days
+-- or 12 months up to now. They are widened to whole intervals, so that every figure is an interval's own, and so answered. At most 31 days by the hour, 400
+-- days by the day, 10 years by the month; with groups at most 10,000 points. p_time_zone: by default the customer's. p_show_cost: an admin's
+-- call; others are not shown the provider's cost in flat mode. Reads only.
+create or replace function api.read_time_series(
+    p_customer_id bigint default null, p_key_id bigint default null, p_from text default null, p_to text default null,
+    p_interval text default 'day', p_group_by text default null, p_time_zone text default null, p_show_cost boolean default false
+) returns jsonb
+language plpgsql stable security definer set search_path = ''
+as $$
+declare
+    v_customer_id bigint := p_customer_id;
+    v_time_zone text := coalesce(p_time_zone, 'UTC');
+    v_from timestamptz;
+    v_to timestamptz;
+    v_start timestamptz;
+    v_data jsonb;
+begin
+    if p_key_id is not null then
+        select k.customer_id into v_customer_id
+        from gateway.api_keys as k
+        where k.id = p_key_id and k.customer_id = coalesce(p_customer_id, k.customer_id);
+        if not found then
+            return jsonb_build_object('error', 'unknown_key');
+        end if;
+    end if;
+    if v_customer_id is not null then
+        -- its own in other letters is its own, whose days are kept for ever
+        select case when lower(p_time_zone) = lower(c.time_zone) then c.time_zone else coalesce(p_time_zone, c.time_zone) end
+        into v_time_zone
+        from gateway.customers as c
+        where c.id = v_customer_id;
+        if not found then
+            return jsonb_build_object('error', 'unknown_customer');
+        end if;
+    elsif p_group_by = 'key' then
+        return jsonb_build_object('error', 'customer_needed');
+    end if;
+    if not gateway.is_time_zone(v_time_zone) then
+        return jsonb_build_object('error', 'unknown_time_zone');
+    end if;
+
+    v_to := coalesce(gateway.read_moment(p_to, v_time_zone, true), now());
+    v_from := coalesce(gateway.read_moment(p_from, v_time_zone, false), case p_interval
+        when 'hour' then v_to - interval '23 hours'
+        when 'day' then (v_to at time zone v_time_zone - interval '29 days') at time zone v_time_zone
+        else (v_to at time zone v_time_zone - interval '11 months') at time zone v_time_zone
+    end);
+    if v_from >= v_to then
+        return jsonb_build_object('error', 'empty_range');
+    elsif v_to > (v_from at time zone v_time_zone + case p_interval
+        when 'hour' then interval '31 days' when 'day' then interval '400 days' else interval '10 years' end) at time zone v_time_zone then
+        return jsonb_build_object('error', 'range_too_long');
+    end if;
+    v_from := gateway.window_start(p_interval, v_from, v_time_zone);
+    v_start := gateway.window_start(p_interval, v_to, v_time_zone);
+    if v_start < v_to then
+        v_to := gateway.window_end(p_interval, v_start, v_time_zone);
+    end if;
+
+    v_data := api.read_usage(
+        p_customer_id => v_customer_id, p_key_id => p_key_id, p_from => v_from, p_to => v_to, p_interval => p_interval,
+        p_group_by => p_group_by, p_time_zone => v_time_zone, p_for_customer => not p_show_cost);
+    if v_data is null then
+        return jsonb_build_object('error', 'too_many_points');
+    end if;
+    return jsonb_build_object(
+        'data', v_data, 'from', v_from, 'to', v_to, 'interval', p_interval, 'time_zone', v_time_zone, 'group_by', p_group_by);
 end
 $$;
 

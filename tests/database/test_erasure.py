@@ -322,6 +322,28 @@ def test_a_payment_that_is_under_way_leaves_no_note(engine: Engine) -> None:
     assert engine.account(customer.id) == (11, 0)
 
 
+def test_an_erasure_takes_the_keys_in_the_order_that_everybody_does(engine: Engine) -> None:
+    customer = engine.customer()
+    other, _ = engine.key(customer.id)
+    # Behind the other one now, in the table and in its index.
+    engine.call(
+        "rotate_key",
+        p_key_id=customer.key_id,
+        p_customer_id=None,
+        p_prefix="sk_new",
+        p_secret_hash=digest("new"),
+    )
+    with engine.database.connect(autocommit=False) as changing, engine.database.connect() as erasing:
+        changing.execute("select from gateway.lock_keys(array[%s]::bigint[])", (customer.key_id,))
+        with ThreadPoolExecutor(1) as pool:
+            erased = pool.submit(call, erasing, "erase_customer", p_id=customer.id)
+            while not engine.value("select count(*) from pg_locks where not granted"):
+                assert not erased.done()
+            changing.execute("select from gateway.lock_keys(array[%s]::bigint[])", (other,))
+            changing.commit()
+            assert erased.result(20)["erased_at"]
+
+
 def test_a_customer_is_suspended_at_once(engine: Engine) -> None:
     customer = engine.customer()
     running = engine.admitted(customer.key_hash)

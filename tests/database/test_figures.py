@@ -448,6 +448,9 @@ def test_an_hour_that_comes_twice_is_two_hours_and_a_day_has_as_many_as_it_has(s
         ("America/New_York", "2026-11-01", 25, 60),
         ("America/New_York", "2026-03-08", 23, 60),
         ("Asia/Kathmandu", "2026-05-05", 24, 60),
+        # midnight itself comes twice
+        ("America/Havana", "2026-11-01", 25, 60),
+        ("America/Havana", "2026-10-31", 24, 60),
     ):
         start = datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone))
         stop = (datetime.fromisoformat(day) + timedelta(days=1)).replace(tzinfo=ZoneInfo(zone))
@@ -475,6 +478,57 @@ def test_an_hour_that_comes_twice_is_two_hours_and_a_day_has_as_many_as_it_has(s
         assert datetime.fromisoformat(whole["end"]) - datetime.fromisoformat(whole["start"]) == timedelta(
             hours=hours
         )
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_the_hour_before_the_second_midnight_is_the_days_that_begins(books: Engine, closing: bool) -> None:
+    customer = customer_in(books, "America/Havana")
+    set_back(books, datetime(2026, 10, 31, tzinfo=UTC))
+    for text in ("2026-11-01 03:40", "2026-11-01 04:20", "2026-11-01 05:20"):
+        at = datetime.fromisoformat(text).replace(tzinfo=UTC)
+        books.settle(admitted_at(books, customer.key_hash, at))
+    if closing:
+        close_all(books)
+    for zone in ("America/Havana", None):
+        for day, requests in (("2026-10-31", 1), ("2026-11-01", 2)):
+            for customer_id in (customer.id, None):
+                told = books.call(
+                    "read_time_series",
+                    p_customer_id=customer_id,
+                    p_from=day,
+                    p_to=day,
+                    p_time_zone=zone or "America/Havana",
+                )
+                assert [row["requests"] for row in told["data"]] == [requests], (day, customer_id)
+
+
+def test_groups_beyond_what_is_shown_cost_no_more_than_to_be_counted(books: Engine) -> None:
+    """A thousand keys by the hour of a month are 700,000 points: not made, only to be refused."""
+    customer = books.customer()
+    with books.by_engine():
+        books.run(
+            "insert into gateway.usage_rollups (customer_id, bucket, key_id, model_id, requests,"
+            " last_request_at)"
+            " select %s, gateway.rollup_bucket(now() - interval '3 days'), n, 1, 1, now()"
+            " from generate_series(1001, 2000) as n",
+            customer.id,
+        )
+    asked = {"p_customer_id": customer.id, "p_interval": "hour", "p_group_by": "key"}
+    now: datetime = books.value("select now()")
+    for days, refused in ((30, True), (0.3, False)):
+        with books.database.connect() as connection:
+            connection.execute("set statement_timeout = '5s'")
+            told = call(
+                connection,
+                "read_time_series",
+                **asked,
+                p_from=(now - timedelta(days=3 + days / 2)).isoformat(),
+                p_to=(now - timedelta(days=3 - days / 2)).isoformat(),
+            )
+        if refused:
+            assert told == {"error": "too_many_points"}
+        else:
+            assert sum(row["requests"] for row in told["data"]) == 1000
 
 
 @pytest.mark.parametrize(

@@ -445,6 +445,45 @@ def test_keys_that_change_each_other_do_not_lock_up(engine: Engine, maker: Custo
     assert race(engine.database, 8, work) == [15] * 8
 
 
+def test_limit_that_is_lowered_while_its_key_sets_it_stays_low(engine: Engine, maker: Customer) -> None:
+    """Whoever sets a key's limit from outside waits for what the key is doing, and has the last word."""
+    engine.call("set_limits", p_key_id=maker.key_id, p_rate_limits={"requests_per_day": 1000})
+    own = {
+        "p_key_id": maker.key_id,
+        "p_customer_id": maker.id,
+        "p_changes": {"limits": {"requests_per_day": 1000}},
+        "p_caller_key_id": maker.key_id,
+    }
+    done: list[JSONObject] = []
+
+    def lower() -> None:
+        with engine.database.connect() as connection:
+            done.append(
+                call(
+                    connection,
+                    "set_limits",
+                    p_key_id=maker.key_id,
+                    p_rate_limits={"requests_per_day": 10},
+                )
+            )
+
+    lowered = Thread(target=lower)
+    with engine.database.connect(autocommit=False) as changing:
+        changing.execute("select from gateway.lock_keys(array[%s]::bigint[])", (maker.key_id,))
+        lowered.start()
+        while not engine.value("select count(*) from pg_locks where not granted"):
+            assert lowered.is_alive()
+        assert "error" not in call(changing, "update_key", **own)
+        changing.commit()
+    lowered.join()
+    assert [told["rate_limits"]["requests_per_day"] for told in done] == [10]
+    assert engine.call("update_key", **own) == {
+        "error": "exceeds_maker",
+        "field": "limits",
+        "limit": "requests_per_day",
+    }
+
+
 def test_last_use_is_found_without_reading_the_history(engine: Engine, customer: Customer) -> None:
     _, other = engine.key(customer.id)
     engine.settle(engine.admitted(customer.key_hash))

@@ -41,6 +41,13 @@ CASES = [
     ("day", "UTC", "2026-12-31 23:59:59", "2026-12-31 00:00", "2027-01-01 00:00"),
     # where midnight itself is skipped the day begins at one, and ends at the next midnight all the same
     ("day", "America/Havana", "2026-03-08 12:00", "2026-03-08 05:00", "2026-03-09 04:00"),
+    # and where it comes twice the day begins at the first
+    ("day", "America/Havana", "2026-11-01 03:59", "2026-10-31 04:00", "2026-11-01 04:00"),
+    ("day", "America/Havana", "2026-11-01 04:30", "2026-11-01 04:00", "2026-11-02 05:00"),
+    ("day", "America/Havana", "2026-11-01 05:30", "2026-11-01 04:00", "2026-11-02 05:00"),
+    ("month", "America/Havana", "2026-11-01 04:30", "2026-11-01 04:00", "2026-12-01 05:00"),
+    ("month", "America/Havana", "2026-10-15 00:00", "2026-10-01 04:00", "2026-11-01 04:00"),
+    ("day", "Atlantic/Azores", "2026-10-25 00:30", "2026-10-25 00:00", "2026-10-26 01:00"),
 ]
 
 
@@ -58,7 +65,8 @@ def test_window_is_that_of_the_zone(  # noqa: PLR0917 - a row of the table
 
 
 @pytest.mark.parametrize(
-    "zone", ["UTC", "Asia/Kolkata", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu"]
+    "zone",
+    ["UTC", "Asia/Kolkata", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "America/Havana"],
 )
 @pytest.mark.parametrize("per", ["hour", "day", "month"])
 def test_windows_tile_the_year(module_engine: Engine, zone: str, per: str) -> None:
