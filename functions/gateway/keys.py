@@ -189,7 +189,11 @@ class Keys:
     async def _set_state(self, principal: Principal, state: str, **key: Any) -> dict[str, Any]:
         return _accept(
             await self._database.set_key_state(
-                customer_id=principal.reach, state=state, actor=principal.actor, **key
+                customer_id=principal.reach,
+                caller_key_id=principal.bounding_key_id,
+                state=state,
+                actor=principal.actor,
+                **key,
             )
         )
 

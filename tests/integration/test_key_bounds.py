@@ -186,6 +186,23 @@ async def test_key_is_rotated_by_none_that_may_do_less(management: Management, f
     assert (await rotated(family.narrow, family.broad["key"])).status_code == 200
 
 
+async def test_key_is_switched_on_by_none_that_may_do_less(management: Management, family: Family) -> None:
+    """What was switched off because its secret leaked stays off, whatever lesser key leaked with it."""
+    narrow = family.narrow["key"]
+    for route in ("/v1/keys", "/api/keys"):
+        for target, field in ((family.broad, "scopes"), (family.unlimited, "limits"), (family.child, None)):
+            path = f"{route}/{target['id']}/toggle"
+            # To switch off is to take away.
+            assert (await management.ok("POST", path, {}, key=narrow))["active"] is False
+            again = await management.call("POST", path, narrow, {})
+            if field is None:
+                assert again.json()["active"] is True
+                continue
+            assert_error(again, 403, "exceeds_maker", field)
+            assert_error(await management.call("GET", "/user/balance", target["key"]), 401, "invalid_api_key")
+            assert (await management.ok("POST", path, {}))["active"] is True
+
+
 async def test_child_does_not_loosen_the_key_that_made_it(management: Management, family: Family) -> None:
     """An operator tightens a key; a key that it made before still has the older limit in its own row."""
     child, _ = family.child["key"], family.narrow["key"]

@@ -417,6 +417,7 @@ class Database:
         actor: str,
         key_id: int | None = None,
         key_hash: str | None = None,
+        caller_key_id: int | None = None,
     ) -> JSONObject:
         return await self._object(
             "set_key_state",
@@ -425,6 +426,7 @@ class Database:
             state=state,
             actor=actor,
             key_hash=key_hash,
+            caller_key_id=caller_key_id,
         )
 
     async def set_limits(
