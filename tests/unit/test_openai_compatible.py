@@ -104,6 +104,7 @@ def test_openrouter_is_told_who_asks() -> None:
     call = replace(CALL, provider=provider_named("openrouter"), site_url="https://s.example", site_name="S")
     headers = OPENAI_COMPATIBLE.build_request(call).headers
     assert (headers["http-referer"], headers["x-title"]) == ("https://s.example", "S")
+    assert headers["x-openrouter-title"] == "S"
     others = OPENAI_COMPATIBLE.build_request(replace(call, provider=provider_named("openai"))).headers
     assert "http-referer" not in others
 

@@ -35,6 +35,8 @@ MAX_PLAUSIBLE_TOKENS = 100_000_000
 """A count above this is no count: no model has a context a tenth as long."""
 
 _BOUND_FIELDS = ("max_tokens", "max_completion_tokens")
+# Servers' own words for "the model was done": TGI's, Together AI's.
+_DONE_REASONS = frozenset({"eos", "eos_token", "stop_sequence"})
 _USAGE_NULL_AT_END = ',"usage":null}'
 
 
@@ -96,6 +98,8 @@ class OpenAICompatibleWire:
         generated = tuple("".join(_texts(choice.get("message"))) for choice in choices)
         reported = body.get("usage")
         usage = read_usage(reported, reasoning_apart=call.provider.reasoning_apart)
+        for choice in choices:
+            _put_right(choice)
         return Answer(
             body=body,
             usage=credible(usage, generated),
@@ -249,9 +253,11 @@ class OpenAIStream:
         choices = chunk.get("choices")
         if choices == [] and usage is not None:
             return None
+        changed = False
         for choice in choices if isinstance(choices, list) else []:
+            changed = _put_right(choice) or changed
             self._take_choice(choice)
-        return self._pass_on(chunk, text)
+        return self._pass_on(chunk, None if changed else text)
 
     def _take_usage(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
         reported = chunk.get("usage")
@@ -279,14 +285,14 @@ class OpenAIStream:
         if isinstance(reason, str) and reason:
             self._finish_reasons[index] = reason
 
-    def _pass_on(self, chunk: dict[str, Any], text: str) -> Chunk:
-        raw: str | None = text
+    def _pass_on(self, chunk: dict[str, Any], raw: str | None) -> Chunk:
         if "usage" in chunk:
             if not self._call.wants_usage:
                 del chunk["usage"]
                 # OpenAI's own position for it; cutting the text spares encoding each chunk anew. The brace
                 # that ends the text closes the outermost object, so this is no other object's usage.
-                raw = f"{text[: -len(_USAGE_NULL_AT_END)]}}}" if text.endswith(_USAGE_NULL_AT_END) else None
+                cut = raw is not None and raw.endswith(_USAGE_NULL_AT_END)
+                raw = f"{raw[: -len(_USAGE_NULL_AT_END)]}}}" if raw is not None and cut else None
             elif chunk["usage"] is not None:
                 chunk["usage"] = None
                 raw = None
@@ -297,6 +303,22 @@ class OpenAIStream:
     def _fail(self, error: ProviderError) -> StreamFailed:
         self._failed = True
         return StreamFailed(error)
+
+
+def openai_finish_reason(reason: Any) -> str | None:
+    """Return OpenAI's word for why an answer ended, None while it has not; an unknown word stays as it is."""
+    if not isinstance(reason, str) or not reason:
+        # TGI's text completions have an empty one until the end.
+        return None
+    return "stop" if reason in _DONE_REASONS else reason
+
+
+def _put_right(choice: Any) -> bool:
+    """Give a choice OpenAI's finish reason; return whether that changes it."""
+    if not isinstance(choice, dict) or "finish_reason" not in choice:
+        return False
+    said, choice["finish_reason"] = choice["finish_reason"], openai_finish_reason(choice["finish_reason"])
+    return bool(said != choice["finish_reason"])
 
 
 def read_usage(reported: Any, *, reasoning_apart: bool = False) -> TokenUsage | None:
@@ -492,7 +514,8 @@ def _fault(status: int, body: Any, error: dict[str, Any]) -> Fault:
     if status == 404 and error.get("code") == "model_not_found":  # noqa: PLR2004
         # The model's name there is the operator's setting.
         return Fault.OPERATOR
-    if status in {408, 429} or status >= 500:  # noqa: PLR2004
+    # 424 is TGI's word for a generation that failed.
+    if status in {408, 424, 429} or status >= 500:  # noqa: PLR2004
         return Fault.TRANSIENT
     if status in {401, 402, 403}:
         # OpenRouter's 403 is about the prompt where its moderation says what it flagged.

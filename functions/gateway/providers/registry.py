@@ -17,7 +17,7 @@ from gateway.providers.late_wire import late_wire
 from gateway.providers.openai_compatible import OPENAI_COMPATIBLE
 from gateway.providers.openai_embeddings import OPENAI_EMBEDDINGS
 from gateway.providers.openai_images import COMPATIBLE_IMAGES, OPENAI_IMAGES
-from gateway.providers.wire import DOCUMENT_CHAT, MEDIA_CHAT, AuthStyle, Capability, Provider
+from gateway.providers.wire import DOCUMENT_CHAT, MEDIA_CHAT, TEXT_CHAT, AuthStyle, Capability, Provider
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +69,8 @@ PROVIDERS: tuple[Provider, ...] = (
         # Usage always comes; the option is deprecated and without effect.
         stream_usage_option=False,
         lists_models_to_all=True,
-        attribution={"http-referer": "site_url", "x-title": "site_name"},
+        # The second name is the older one of the third.
+        attribution={"http-referer": "site_url", "x-title": "site_name", "x-openrouter-title": "site_name"},
     ),
     Provider(
         name="groq",
@@ -145,6 +146,23 @@ PROVIDERS: tuple[Provider, ...] = (
         key_needed=False,
         # Who knows: many a server asks for the key only where it costs something.
         lists_models_to_all=True,
+    ),
+    Provider(
+        name="completions",
+        title="the completions service",
+        wire=late_wire("gateway.providers.text_completions", "TEXT_COMPLETIONS"),
+        chat=TEXT_CHAT,
+        base_url=None,
+        key_needed=False,
+        lists_models_to_all=True,
+    ),
+    Provider(
+        name="local",
+        title="the local model",
+        wire=OPENAI_COMPATIBLE,
+        base_url=None,
+        # A server of our own (gateway.local_model) that only this gateway reaches may do without one.
+        key_needed=False,
     ),
 )
 

@@ -1,0 +1,247 @@
+"""Providers that speak OpenAI's wire in their own way: DeepSeek, OpenRouter, Hugging Face's router and TGI.
+
+Their exchanges are in tests/fixtures. OpenAI's SDK is what their clients use: its types read what comes out.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from gateway.providers.registry import provider_named
+from gateway.providers.wire import Chunk, Fault, ProviderCall, StreamDone, StreamEvent, StreamFailed
+from gateway.schemas.chat import ChatCompletionRequest
+from gateway.schemas.usage import TokenUsage
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+TGI = "https://tgi.example.org/v1"
+
+
+def recorded(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((FIXTURES / name).read_text())
+    return found
+
+
+def a_call(provider: str, body: dict[str, Any], **changes: Any) -> ProviderCall:
+    known = provider_named(provider)
+    call = ProviderCall(
+        provider=known,
+        base_url=known.base_url or TGI,
+        model=body.get("model", "m"),
+        body=body,
+        output_bound=body.get("max_tokens"),
+        stream=bool(body.get("stream")),
+        key="sk-provider",
+        wants_usage=True,
+    )
+    return replace(call, **changes)
+
+
+def sent(call: ProviderCall) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(call.provider.wire.build_request(call).content)
+    return body
+
+
+def streamed(call: ProviderCall, name: str) -> tuple[Any, list[StreamEvent]]:
+    """Feed a recorded stream byte by byte, then end it."""
+    stream = call.provider.wire.open_stream(call)
+    events = [event for byte in (FIXTURES / name).read_bytes() for event in stream.feed(bytes([byte]))]
+    return stream, events + stream.close()
+
+
+def chunks(events: list[StreamEvent]) -> list[dict[str, Any]]:
+    found = [json.loads(event.sse.removeprefix(b"data: ")) for event in events if isinstance(event, Chunk)]
+    for chunk in found:
+        ChatCompletionChunk.model_validate(chunk)
+    return found
+
+
+EXCHANGES = {
+    "deepseek/chat.json": ("deepseek", TokenUsage(input=16, output=10, cached_input=0)),
+    "deepseek/thinking_tools.json": (
+        "deepseek",
+        TokenUsage(input=54, cached_input=384, output=97, reasoning=30),
+    ),
+    "openrouter/chat.json": (
+        "openrouter",
+        TokenUsage(input=74, cached_input=100, cache_write=20, audio_input=0, output=12, reasoning=5),
+    ),
+    "huggingface/chat.json": ("huggingface", TokenUsage(input=80, output=60)),
+    "huggingface/tgi.json": ("openai-compatible", TokenUsage(input=27, output=10)),
+}
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_exchange_goes_through(name: str) -> None:
+    provider, usage = EXCHANGES[name]
+    told = recorded(name)
+    ChatCompletionRequest.model_validate(told["request"])
+    call = a_call(provider, told["request"])
+    body = sent(call)
+    seen_to = {"models", "route", "stream", "max_tokens"}
+    kept = {key: value for key, value in told["request"].items() if key not in seen_to}
+    assert {key: value for key, value in body.items() if key != "max_tokens"} == kept
+    answer = call.provider.wire.parse_answer(call, json.dumps(told["response"]).encode())
+    ChatCompletion.model_validate(answer.body)
+    assert answer.usage == usage
+    assert answer.body["choices"][0]["message"] == told["response"]["choices"][0]["message"]
+
+
+# DeepSeek.
+
+
+def test_deepseek_is_told_again_what_it_thought_before_it_called_a_tool() -> None:
+    """With tools, it answers 400 where the thoughts of earlier turns are missing."""
+    told = recorded("deepseek/thinking_tools.json")
+    first, answered = told["request"]["messages"][1], told["response"]["choices"][0]["message"]
+    assert sent(a_call("deepseek", told["request"]))["messages"][1] == first
+    turns = [*told["request"]["messages"], answered]
+    assert sent(a_call("deepseek", told["request"] | {"messages": turns}))["messages"][3] == answered
+
+
+def test_deepseeks_hits_and_misses_are_priced_apart() -> None:
+    told = recorded("deepseek/thinking_tools.json")
+    reported = told["response"]["usage"]
+    del reported["prompt_tokens_details"]
+    call = a_call("deepseek", told["request"])
+    usage = call.provider.wire.parse_answer(call, json.dumps(told["response"]).encode()).usage
+    assert usage is not None
+    assert (usage.cached_input, usage.input) == (384, 54)
+    # An older answer has them alone.
+    del reported["prompt_tokens"]
+    del reported["total_tokens"]
+    usage = call.provider.wire.parse_answer(call, json.dumps(told["response"]).encode()).usage
+    assert usage is not None
+    assert (usage.cached_input, usage.input, usage.output) == (384, 54, 97)
+
+
+def test_deepseek_sends_empty_lines_while_a_whole_answer_is_awaited() -> None:
+    told = recorded("deepseek/chat.json")
+    call = a_call("deepseek", told["request"])
+    answer = call.provider.wire.parse_answer(call, b"\n\n\n" + json.dumps(told["response"]).encode())
+    assert answer.generated == ("Hello! How can I help you today?",)
+
+
+def test_deepseeks_stream() -> None:
+    call = a_call("deepseek", {"messages": [], "stream": True})
+    assert sent(call)["stream_options"] == {"include_usage": True}
+    stream, events = streamed(call, "deepseek/stream.sse")
+    assert isinstance(events[-1], StreamDone)
+    assert len(chunks(events)) == 11
+    assert stream.generated == ("Hello! How can I assist you today?",)
+    assert stream.usage == TokenUsage(input=17, cached_input=0, output=9)
+    assert stream.complete
+
+
+# OpenRouter.
+
+
+def test_openrouters_fields_are_passed_on_but_for_its_own_falling_back() -> None:
+    """Each model that is tried is priced and admitted here: OpenRouter must not choose another."""
+    body = sent(a_call("openrouter", recorded("openrouter/chat.json")["request"]))
+    assert not {"models", "route"} & body.keys()
+    assert body["provider"]["order"] == ["anthropic", "openai"]
+    assert body["plugins"] == [{"id": "web", "max_results": 3}]
+    assert body["transforms"] == ["middle-out"]
+    assert body["usage"] == {"include": True}
+    assert body["reasoning"] == {"effort": "high", "exclude": False}
+
+
+def test_openrouters_own_cost_is_read() -> None:
+    told = recorded("openrouter/chat.json")
+    call = a_call("openrouter", told["request"])
+    answer = call.provider.wire.parse_answer(call, json.dumps(told["response"]).encode())
+    assert answer.reported_cost_usd == Decimal("0.00095")
+    assert answer.generated == ("Forty-two.A joke is expected.",)
+
+
+def test_openrouters_stream_with_its_comments_and_usage() -> None:
+    call = a_call("openrouter", {"messages": [], "stream": True})
+    assert "stream_options" not in sent(call)
+    stream, events = streamed(call, "openrouter/stream.sse")
+    assert isinstance(events[-1], StreamDone)
+    assert all(chunk.get("usage") is None for chunk in chunks(events))
+    assert stream.generated == ("Hello",)
+    assert stream.usage == TokenUsage(input=14, cached_input=0, audio_input=0, output=2, reasoning=0)
+    assert stream.reported_cost_usd == Decimal("0.00012")
+    unasked = replace(call, wants_usage=False)
+    assert all("usage" not in chunk for chunk in chunks(streamed(unasked, "openrouter/stream.sse")[1]))
+
+
+def test_openrouters_error_within_a_stream_ends_it() -> None:
+    stream, events = streamed(a_call("openrouter", {"messages": []}), "openrouter/stream_error.sse")
+    failed = events[-1]
+    assert isinstance(failed, StreamFailed)
+    assert failed.error.fault is Fault.TRANSIENT
+    assert not stream.complete
+    assert stream.generated == ("Half an ans",)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("flagged", Fault.CLIENT),
+        ("no_credit", Fault.OPERATOR),
+        ("no_provider", Fault.TRANSIENT),
+        ("provider", Fault.TRANSIENT),
+    ],
+)
+def test_openrouters_errors_have_their_faults(name: str, fault: Fault) -> None:
+    told = recorded("openrouter/errors.json")[name]
+    call, content = a_call("openrouter", {"messages": []}), json.dumps(told["body"]).encode()
+    if told["status"] == 200:
+        with pytest.raises(Exception, match="OpenRouter") as raised:
+            call.provider.wire.parse_answer(call, content)
+        error: Any = raised.value
+    else:
+        error = call.provider.wire.parse_error(call, told["status"], {}, content)
+    assert error.fault is fault
+
+
+# Hugging Face.
+
+
+@pytest.mark.parametrize("model", ["openai/gpt-oss-120b:fastest", "meta-llama/Llama-3.3-70B:groq", "tgi"])
+def test_a_name_with_its_provider_goes_out_as_it_is(model: str) -> None:
+    assert sent(a_call("huggingface", {"model": model, "messages": []}))["model"] == model
+
+
+def test_tgis_word_for_the_end_becomes_openais() -> None:
+    told = recorded("huggingface/tgi.json")
+    call = a_call("openai-compatible", told["request"])
+    answer = call.provider.wire.parse_answer(call, json.dumps(told["response"]).encode())
+    assert answer.finish_reasons == ("stop",)
+    assert answer.body["choices"][0]["finish_reason"] == "stop"
+
+
+def test_tgis_stream_without_usage_or_end_mark_is_whole() -> None:
+    call = a_call("openai-compatible", {"messages": [], "stream": True})
+    stream, events = streamed(call, "huggingface/tgi_stream.sse")
+    *_, last = chunks(events)
+    assert last["choices"][0]["finish_reason"] == "stop"
+    assert stream.finish_reasons == ("stop",)
+    assert stream.generated == ("Deep learning",)
+    assert stream.complete
+    # It is then counted from the texts.
+    assert stream.usage is None
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "code"),
+    [
+        ("too_long", Fault.CLIENT, "context_length_exceeded"),
+        ("overloaded", Fault.TRANSIENT, None),
+        ("generation", Fault.TRANSIENT, None),
+    ],
+)
+def test_tgis_errors_have_their_faults(name: str, fault: Fault, code: str | None) -> None:
+    told = recorded("huggingface/tgi_errors.json")[name]
+    call = a_call("openai-compatible", {"messages": []})
+    error = call.provider.wire.parse_error(call, told["status"], {}, json.dumps(told["body"]).encode())
+    assert (error.fault, error.code) == (fault, code)
