@@ -88,7 +88,12 @@ def refused(status: int, message: str = "no", **fields: Any) -> httpx.Response:
 
 @pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provider: provider.name)
 async def test_a_good_service_of_every_provider_is_ok(provider: Provider) -> None:
-    answers = Provider200(GOOGLES_LIST if provider.name == "gemini" else LIST)
+    path = "completions" if provider.name == "completions" else "chat/completions"
+    said = {"choices": [{"index": 0, "text": "Hi", "finish_reason": "length"}]}
+    answers = Provider200(
+        GOOGLES_LIST if provider.name == "gemini" else LIST,
+        said if provider.name == "completions" else CHAT,
+    )
     finding = await look(connection(provider.name), answers)
     assert finding.as_json() == {
         "ok": True,
@@ -100,7 +105,7 @@ async def test_a_good_service_of_every_provider_is_ok(provider: Provider) -> Non
         "models_missing": [],
     }
     # a chat only where the list says nothing about the key
-    chat = ["POST /v1/chat/completions"] if provider.lists_models_to_all else []
+    chat = [f"POST /v1/{path}"] if provider.lists_models_to_all else []
     assert answers.paths == ["GET /v1/models", *chat]
     bearer = provider.auth is AuthStyle.BEARER
     header, value = ("authorization", f"Bearer {KEY}") if bearer else (provider.auth.value, KEY)
