@@ -1,6 +1,7 @@
 -- api.create_request_partitions: makes the request log's monthly partitions from this month to p_months ahead, and of earlier months where
 -- the default partition has requests of them.
--- Returns the names of those that it made. Locks the default partition, and so the log, only when it makes one. For maintenance.
+-- Returns the names of those that it made. Locks the default partition, and so the log, only when it makes one; one maker or dropper at a
+-- time. For maintenance.
 -- The default partition is a safety net, so that a missed job never refuses a request; its rows move out here.
 create function api.create_request_partitions(p_months integer default 3) returns text[]
 language plpgsql security definer set search_path = ''
@@ -13,6 +14,8 @@ declare
     v_made text[] := '{}'::text[];
 begin
     perform set_config('gateway.engine', 'on', true);
+    -- First of all: who had read the default partition before could wait for another maker that waits for that very lock.
+    lock table only gateway.requests in share update exclusive mode;
     foreach v_month in array array(
         select date_trunc('month', now() at time zone 'UTC') + make_interval(months => i) from generate_series(0, p_months) as i
         union
@@ -23,10 +26,8 @@ begin
         v_from := v_month::timestamp at time zone 'UTC';
         v_to := (v_month + interval '1 month') at time zone 'UTC';
         if to_regclass('gateway.' || v_name) is null then
-            -- In this order, so that two makers don't make the same one, and that nothing enters the default partition while it is emptied.
-            lock table only gateway.requests in share update exclusive mode;
+            -- Nothing enters the default partition while it is emptied.
             lock table gateway.requests_default in access exclusive mode;
-            continue when to_regclass('gateway.' || v_name) is not null;
             execute format('create table gateway.%I (like gateway.requests including defaults including constraints)', v_name);
             execute format('alter table gateway.%I enable row level security', v_name);
             execute format('create policy nobody on gateway.%I as restrictive to public using (false)', v_name);
