@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.calls import Measured, client_error
@@ -158,7 +159,8 @@ class Completions:
         charged = call.exchange.candidate is not None and outcome != "failed"
         if charged:
             generated = stream.generated if stream is not None else ()
-            call.usage = told or await asyncio.to_thread(_estimate, call, generated)
+            sent = stream.input_usage if stream is not None else None
+            call.usage = told or await asyncio.to_thread(_estimate, call, generated, sent)
         return await self._calls.settle(
             call,
             outcome,
@@ -235,11 +237,9 @@ def _wire(call: ProviderCall) -> ChatWire:
     return wire
 
 
-def _estimate(call: Call, generated: Sequence[str]) -> TokenUsage:
-    """Count what was sent and what was generated, for a provider that did not tell."""
+def _estimate(call: Call, generated: Sequence[str], sent: TokenUsage | None = None) -> TokenUsage:
+    """Count what was generated, and what was sent unless that is known, for a provider that did not tell."""
     candidate = call.exchange.candidate
     model = candidate.model if candidate else ""
-    return TokenUsage(
-        input=count_request(call.exchange.body, model),
-        output=sum(count_text(text, model) for text in generated),
-    )
+    output = sum(count_text(text, model) for text in generated)
+    return replace(sent or TokenUsage(input=count_request(call.exchange.body, model)), output=output)

@@ -683,6 +683,26 @@ def test_an_error_inside_a_stream_is_anthropics_event_and_what_came_is_charged(
     assert gateway.balance(customer) == (1 - money(row["charge_usd"]), 0)
 
 
+@pytest.mark.parametrize("path", [MESSAGES, "/v1/chat/completions"])
+def test_a_cut_stream_is_charged_for_the_input_as_its_provider_told_it(
+    gateway: RunningGateway, path: str
+) -> None:
+    """It is told at the start, by classes: what was read from a cache is not to be paid as if it were new."""
+    customer = gateway.customer("1")
+    name = model(gateway, "anthropic", "cached-4+cache-write-2+long-50+cut-12")
+    body = {"model": name, "max_tokens": 100, "messages": HELLO, "stream": True}
+    assert "error" in gateway.http(customer).post(path, json=body).text
+    told = gateway.simulator.calls.last().usage
+    [row] = settled(gateway, customer)
+    assert (row["outcome"], row["usage_estimated"]) == ("cut", True)
+    assert (row["input_tokens"], row["cached_input_tokens"], row["cache_write_tokens"]) == (
+        told["input_tokens"],
+        4,
+        2,
+    )
+    assert 0 < row["output_tokens"] < told["output_tokens"]
+
+
 @pytest.mark.parametrize("wire", WIRES)
 def test_client_that_leaves_pays_what_was_streamed(gateway: RunningGateway, wire: str) -> None:
     customer = gateway.customer("1")

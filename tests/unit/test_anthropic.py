@@ -976,8 +976,10 @@ def test_a_stream_that_was_cut_is_not_whole_and_has_told_no_usage(cut: int) -> N
     before_the_end = data[: cut % data.index(b"event: message_delta")]
     stream, events = _stream(before_the_end)
     assert not stream.complete
-    # What message_start says of the output is a guess: it is counted instead.
+    # What message_start says of the output is a guess: it is counted instead. The input is known by then.
     assert stream.usage is None
+    assert stream.input_usage in {None, TokenUsage(input=472)}
+    assert stream.input_usage is not None or not stream.generated[0]
     assert not any(isinstance(event, StreamDone | StreamFailed) for event in events)
     assert stream.generated[0] == "".join(
         [

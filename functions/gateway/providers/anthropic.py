@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gateway import json_text
@@ -276,6 +277,11 @@ class AnthropicStream:
     @property
     def usage(self) -> TokenUsage | None:
         return credible(self._usage, self.generated)
+
+    @property
+    def input_usage(self) -> TokenUsage | None:
+        begun = read_usage(self._reported)
+        return None if begun is None else replace(begun, output=0, reasoning=None)
 
     @property
     def reported_cost_usd(self) -> Decimal | None:

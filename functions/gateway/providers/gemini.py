@@ -332,6 +332,10 @@ class GeminiStream:
         return credible(read_usage(self._reported, images=self._choices.images), self.generated)
 
     @property
+    def input_usage(self) -> None:
+        return None
+
+    @property
     def reported_cost_usd(self) -> Decimal | None:
         return None
 

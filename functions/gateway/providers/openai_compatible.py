@@ -167,6 +167,10 @@ class OpenAIStream:
         return credible(self._usage, self.generated)
 
     @property
+    def input_usage(self) -> None:
+        return None
+
+    @property
     def reported_cost_usd(self) -> Decimal | None:
         return self._cost
 

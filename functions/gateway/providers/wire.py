@@ -315,6 +315,13 @@ class ChatStream(Protocol):
         """The latest usage that the provider told; None while there is none."""
 
     @property
+    def input_usage(self) -> TokenUsage | None:
+        """What was sent, by classes, where the provider tells that before the answer; None where it does not.
+
+        It counts where the stream is cut before there is `usage`.
+        """
+
+    @property
     def reported_cost_usd(self) -> Decimal | None: ...
 
     @property
