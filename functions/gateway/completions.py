@@ -115,7 +115,13 @@ class Completions:
         """Put the answer's events into the queue, and None at the end, unless nobody reads them any more."""
 
         async def relay(provider_call: ProviderCall, response: httpx.Response) -> None:
-            await _relay(call, shape, provider_call, response, events)
+            try:
+                await _relay(call, shape, provider_call, response, events)
+            except ProviderError:
+                if not call.exchange.forwarded:
+                    # Another route may follow: what this one told is not what that one costs.
+                    call.stream = None
+                raise
 
         try:
             async with asyncio.timeout_at(call.deadline):

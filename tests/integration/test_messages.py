@@ -719,6 +719,35 @@ def test_client_that_leaves_pays_what_was_streamed(gateway: RunningGateway, wire
     assert gateway.balance(customer) == (1 - money(row["charge_usd"]), 0)
 
 
+def test_a_route_that_gave_way_is_not_what_a_client_pays_who_leaves_the_next(gateway: RunningGateway) -> None:
+    customer = gateway.customer("1")
+    name = "test/gives-way"
+    gateway.call(
+        "create_model",
+        p_name=name,
+        p_context_length=128_000,
+        p_max_output_tokens=4096,
+        p_offers=[
+            {"provider": "anthropic", "upstream_model": "cached-4+error-in-stream-1", "prices": PRICES},
+            {"provider": "openai-compatible", "upstream_model": "hang", "prices": PRICES},
+        ],
+    )
+    base_url = gateway.simulator.base_url
+    gateway.service(
+        name, base_url=base_url.removesuffix("/v1") + "/anthropic/v1", priority=1, provider="anthropic"
+    )
+    gateway.service(name, base_url=base_url, priority=2)
+    body = {"model": name, "max_tokens": 100, "messages": HELLO, "stream": True}
+    client = RawClient(gateway.url).post(MESSAGES, body, x_api_key=customer.key)
+    gateway.simulator.calls.wait_for(lambda log: log.count() == 2)
+    client.leave()
+    gateway.simulator.calls.wait_for(lambda log: log.last().disconnected)
+    [row] = settled(gateway, customer)
+    assert (row["outcome"], row["usage_estimated"]) == ("cancelled", True)
+    assert row["input_tokens"] > 0
+    assert row["cached_input_tokens"] is None
+
+
 @pytest.mark.parametrize("wire", WIRES)
 def test_usage_that_was_not_told_is_counted(gateway: RunningGateway, wire: str) -> None:
     customer = gateway.customer("1")
