@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from gateway.providers.registry import provider_named
+from gateway.errors import Unprocessable
+from gateway.providers.registry import PROVIDERS, provider_named
 from gateway.providers.wire import Chunk, Fault, ProviderCall, StreamDone, StreamEvent, StreamFailed
 from gateway.schemas.chat import ChatCompletionRequest
 from gateway.schemas.usage import TokenUsage
@@ -93,6 +94,60 @@ def test_exchange_goes_through(name: str) -> None:
     assert answer.body["choices"][0]["message"] == told["response"]["choices"][0]["message"]
 
 
+# What has no price.
+
+SPEAKS_OPENAIS = [known.name for known in PROVIDERS if known.wire is provider_named("openai").wire]
+BOUGHT = [
+    {"service_tier": "priority"},
+    {"service_tier": "ultrafast"},
+    {"service_tier": ["default"]},
+    {"web_search_options": {}},
+    {"search_parameters": {"mode": "auto"}},
+    {"speed": "fast"},
+    {"preset": "dear"},
+    {"plugins": [{"id": "response-healing"}, {"id": "web"}]},
+    {"plugins": [{"id": "file-parser", "pdf": {"engine": "mistral-ocr"}}]},
+    {"plugins": {"id": "web"}},
+]
+
+
+@pytest.mark.parametrize("provider", SPEAKS_OPENAIS)
+@pytest.mark.parametrize("bought", BOUGHT)
+def test_what_costs_more_than_its_tokens_is_refused(provider: str, bought: dict[str, Any]) -> None:
+    """A tier of six times the price would be charged at the price of one: the hold is to be hard."""
+    (name,) = bought
+    call = a_call(provider, {"messages": [], **bought})
+    with pytest.raises(Unprocessable) as refusal:
+        sent(call)
+    assert (refusal.value.param, refusal.value.code) == (name, "unsupported_parameter")
+    assert name not in sent(replace(call, dropped=frozenset({name})))
+
+
+@pytest.mark.parametrize(
+    "tool", ["web_search", "openrouter:web_search", "browser_search", "code_interpreter"]
+)
+def test_a_tool_that_the_provider_runs_itself_is_refused(tool: str) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}, {"type": tool}]
+    with pytest.raises(Unprocessable) as refusal:
+        sent(a_call("openrouter", {"messages": [], "tools": tools}, dropped=frozenset({"tools.1"})))
+    assert refusal.value.param == "tools.1"
+
+
+@pytest.mark.parametrize(
+    ("provider", "free"),
+    [
+        ("openai", {"service_tier": "auto"}),
+        ("openai", {"service_tier": "default"}),
+        ("groq", {"service_tier": "flex"}),
+        ("groq", {"service_tier": "on_demand"}),
+        ("openrouter", {"plugins": [{"id": "context-compression"}]}),
+        ("openai", {"tools": [{"type": "custom", "custom": {"name": "c"}}]}),
+    ],
+)
+def test_what_costs_its_tokens_alone_goes_out_as_it_is(provider: str, free: dict[str, Any]) -> None:
+    assert free.items() <= sent(a_call(provider, {"messages": [], **free})).items()
+
+
 # DeepSeek.
 
 
@@ -147,7 +202,7 @@ def test_openrouters_fields_are_passed_on_but_for_its_own_falling_back() -> None
     body = sent(a_call("openrouter", recorded("openrouter/chat.json")["request"]))
     assert not {"models", "route"} & body.keys()
     assert body["provider"]["order"] == ["anthropic", "openai"]
-    assert body["plugins"] == [{"id": "web", "max_results": 3}]
+    assert body["plugins"] == [{"id": "response-healing"}]
     assert body["transforms"] == ["middle-out"]
     assert body["usage"] == {"include": True}
     assert body["reasoning"] == {"effort": "high", "exclude": False}

@@ -11,7 +11,15 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from gateway import json_text
-from gateway.providers.failures import provider_error, retry_after, short, term, unreadable
+from gateway.providers.failures import (
+    provider_error,
+    refuse_parameter,
+    retry_after,
+    short,
+    term,
+    unreadable,
+    unsupported_content,
+)
 from gateway.providers.headers import request_headers
 from gateway.providers.sse import EventTooLargeError, ServerSentEvent, SSEDecoder
 from gateway.providers.wire import (
@@ -37,6 +45,11 @@ MAX_PLAUSIBLE_TOKENS = 100_000_000
 _BOUND_FIELDS = ("max_tokens", "max_completion_tokens")
 # Servers' own words for "the model was done": TGI's, Together AI's.
 _DONE_REASONS = frozenset({"eos", "eos_token", "stop_sequence"})
+# What is paid for apart from the tokens: it has no price here, and so can't be bought, as no unpriced model
+# can. `preset` is OpenRouter's: one may choose another model.
+_SOLD_APART = ("web_search_options", "search_parameters", "speed", "preset")
+_FREE_PLUGINS = frozenset({"response-healing", "context-compression"})
+_CLIENTS_TOOLS = frozenset({"function", "custom"})
 _USAGE_NULL_AT_END = ',"usage":null}'
 
 
@@ -49,13 +62,17 @@ class OpenAICompatibleWire:
         """Return the client's own object with the model, the bound and the stream options put right.
 
         `models` and `route: fallback` stay behind: the gateway falls back by itself, so that each attempt
-        is priced and admitted. Raises ProviderError (operator) where the key is missing or unusable.
+        is priced and admitted. Raises Unprocessable (422) for what has no price here, such as searches and
+        faster tiers, and ProviderError (operator) where the key is missing or unusable.
         """
         provider = call.provider
+        unpriced = _unpriced(call)
         body = {
             name: value
             for name, value in call.body.items()
-            if name not in _BOUND_FIELDS and name not in {"models", "stream", "stream_options"}
+            if name not in _BOUND_FIELDS
+            and name not in unpriced
+            and name not in {"models", "stream", "stream_options"}
         }
         if body.get("route") == "fallback":
             del body["route"]
@@ -307,6 +324,33 @@ class OpenAIStream:
     def _fail(self, error: ProviderError) -> StreamFailed:
         self._failed = True
         return StreamFailed(error)
+
+
+def _unpriced(call: ProviderCall) -> list[str]:
+    """Return the parameters to leave out, as what they buy has no price here.
+
+    Raises Unprocessable (422) where they may not be left out, and for tools that the provider runs itself.
+    """
+    body = call.body
+    for index, tool in enumerate(body.get("tools") or []):
+        if tool["type"] not in _CLIENTS_TOOLS:
+            raise unsupported_content(call, f"tools.{index}", "tools of its own here: they have no price")
+    found = [name for name in _SOLD_APART if body.get(name) is not None]
+    if not _is_free(body.get("plugins")):
+        found.append("plugins")
+    if body.get("service_tier") not in (None, *call.provider.service_tiers):
+        found.append("service_tier")
+    for name in found:
+        refuse_parameter(call, name, "what it costs has no price here")
+    return found
+
+
+def _is_free(plugins: Any) -> bool:
+    """Return whether OpenRouter takes nothing for these plugins."""
+    return not plugins or (
+        isinstance(plugins, list)
+        and all(isinstance(plugin, dict) and plugin.get("id") in _FREE_PLUGINS for plugin in plugins)
+    )
 
 
 def openai_finish_reason(reason: Any) -> str | None:

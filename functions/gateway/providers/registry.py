@@ -78,6 +78,8 @@ PROVIDERS: tuple[Provider, ...] = (
         wire=OPENAI_COMPATIBLE,
         base_url="https://api.groq.com/openai/v1",
         output_bound_field="max_completion_tokens",
+        # "Pricing matches the on-demand tier"; `performance` is capacity that was bought beforehand.
+        service_tiers=("auto", "on_demand", "flex", "performance"),
     ),
     Provider(
         name="mistral",

@@ -115,6 +115,8 @@ class Provider:
     """The field by which the provider takes the bound on output tokens."""
     stream_usage_option: bool = True
     """Whether `stream_options.include_usage` is understood; where it is not, usage comes unasked."""
+    service_tiers: tuple[str, ...] = ("auto", "default")
+    """The tiers at which a token costs what the price list says. Any other has no price, and is refused."""
     reasoning_apart: bool = False
     """Whether completion_tokens leaves out the reasoning tokens."""
     lists_models_to_all: bool = False
