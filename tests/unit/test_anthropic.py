@@ -171,6 +171,27 @@ def test_turns_alternate_and_keep_their_order() -> None:
     assert turns[-1]["content"][-1]["cache_control"] == MARK
 
 
+def test_white_space_alone_is_no_text_to_the_api_and_beside_text_it_is() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    blank = {"type": "text", "text": " \n"}
+    sent = _sent(
+        messages=[
+            {"role": "system", "content": "\n"},
+            {"role": "user", "content": [blank, {"type": "text", "text": "a"}, blank]},
+            {"role": "assistant", "content": "\n\n", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": "\n"},
+            {"role": "assistant", "content": " "},
+            {"role": "user", "content": [blank, blank], "cache_control": MARK},
+        ]
+    )
+    assert "system" not in sent
+    assert sent["messages"] == [
+        {"role": "user", "content": [blank, {"type": "text", "text": "a"}, blank]},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "\n"}]},
+    ]
+
+
 def test_calls_and_results_are_one_turn_each() -> None:
     turns = _messages(
         {"role": "user", "content": "Weather in Oslo and Bergen?"},
@@ -339,7 +360,11 @@ def test_tools_and_their_choice() -> None:
             "name": "get_weather",
             "description": "Get the weather",
             "strict": True,
-            "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
+            "input_schema": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}},
+                "additionalProperties": False,
+            },
             "cache_control": MARK,
         },
         {"name": "now", "input_schema": {"type": "object"}},
@@ -376,12 +401,43 @@ def test_json_by_a_schema_is_native_and_without_one_refused() -> None:
         "json_schema": {"name": "n", "description": "A city.", "strict": True, "schema": {"type": "object"}},
     }
     assert _sent(response_format=form)["output_config"] == {
-        "format": {"type": "json_schema", "schema": {"description": "A city.", "type": "object"}}
+        "format": {
+            "type": "json_schema",
+            "schema": {"description": "A city.", "type": "object", "additionalProperties": False},
+        }
     }
     assert "output_config" not in _sent(response_format={"type": "text"})
     assert _refused(response_format={"type": "json_object"}).param == "response_format"
     other = {"format": {"type": "json_schema", "schema": {}}}
     assert _refused(response_format=form, output_config=other).param == "response_format"
+
+
+def test_objects_of_a_schema_are_closed_where_it_does_not_say() -> None:
+    """The API takes no other. What fits the closed one fits the open one, too."""
+    person = {"type": "object", "properties": {"name": {"type": "string"}}}
+    closed = {**person, "additionalProperties": False}
+    said = {"type": "object", "additionalProperties": {"type": "string"}}
+
+    def schema(of: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "properties": {
+                "list": {"type": "array", "items": of},
+                "either": {"anyOf": [of, {"type": "null"}]},
+                "maybe": {**of, "type": ["object", "null"]},
+                "type": {"const": person, "enum": [person], "default": person},
+                "free": said,
+            },
+            "$defs": {"person": of},
+        }
+
+    expected = {**schema(closed), "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema(person)}}
+    assert _sent(response_format=form)["output_config"]["format"]["schema"] == expected
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema(person)}}
+    assert _sent(tools=[tool])["tools"][0]["input_schema"] == schema(person)
+    tool["function"] = {"name": "f", "parameters": schema(person), "strict": True}
+    assert _sent(tools=[tool])["tools"][0]["input_schema"] == expected
 
 
 @pytest.mark.parametrize(
@@ -609,6 +665,9 @@ def _atoms_asked(messages: list[Any]) -> list[tuple[Any, ...]]:
         role = message["role"]
         content = message.get("content") or []
         parts: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        texts = [part for part in parts if part["type"] == "text"]
+        if role != "tool" and not any(part["text"].strip() for part in texts):
+            parts = [part for part in parts if part["type"] != "text"]
         if role == "tool":
             said.append(("result",))
         for part in parts:
@@ -1117,6 +1176,7 @@ def test_an_answer_that_is_sent_back_is_what_was_answered(blocks: list[dict[str,
     turns = _sent(NEWEST, messages=[*HELLO, echoed])["messages"]
     # Texts make one block, where the first of them stood; a place among the thoughts is no text's to lose.
     texts = [block["text"] for block in blocks if block["type"] == "text"]
+    texts = texts if "".join(texts).strip() else []
     expected: list[dict[str, Any]] = []
     for block in blocks:
         if block["type"] != "text":

@@ -87,6 +87,10 @@ _EFFORTS = {
 _BUDGET_PERCENT = {"minimal": 10, "low": 20, "medium": 50, "high": 80, "xhigh": 95, "max": 95}
 _SERVICE_TIERS = {"auto": "auto", "default": "standard_only", "standard_only": "standard_only"}
 
+# Where a JSON schema holds others.
+_NAMED_SCHEMAS = frozenset({"properties", "$defs", "definitions"})
+_SCHEMA_LISTS = frozenset({"anyOf", "oneOf", "prefixItems"})
+
 _MESSAGE_FIELDS = frozenset(
     {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "cache_control", "is_error"}
 )
@@ -216,6 +220,8 @@ def _tool(call: ProviderCall, tool: Any, path: str) -> Block:
     for name in ("description", "strict"):
         if function.get(name) is not None:
             built[name] = function[name]
+    if function.get("strict"):
+        built["input_schema"] = _closed(built["input_schema"])
     return {**built, **{name: tool[name] for name in _TOOL_EXTRAS if tool.get(name) is not None}}
 
 
@@ -253,7 +259,7 @@ def _add_output(call: ProviderCall, asked: Mapping[str, Any], body: dict[str, An
                 "response_format and output_config.format say different things.", param="response_format"
             )
         else:
-            config["format"] = schema
+            config["format"] = {**schema, "schema": _closed(schema["schema"])}
     if config:
         body["output_config"] = config
 
@@ -307,6 +313,27 @@ def _schema(form: Mapping[str, Any]) -> Block | None:
         # OpenAI tells the model; here the schema is the one place for it.
         schema = {"description": given["description"], **schema}
     return {"type": "json_schema", "schema": schema}
+
+
+def _closed(schema: Any) -> Any:
+    """Return a schema whose objects are closed where it does not say: the API takes no others.
+
+    What fits the closed one fits the open one, too. Of `allOf` that does not hold: it stays as it is.
+    """
+    if not isinstance(schema, dict):
+        return schema
+    closed = {**schema}
+    for name, value in schema.items():
+        if name in _NAMED_SCHEMAS and isinstance(value, dict):
+            closed[name] = {key: _closed(entry) for key, entry in value.items()}
+        elif name in _SCHEMA_LISTS and isinstance(value, list):
+            closed[name] = [_closed(entry) for entry in value]
+        elif name == "items":
+            closed[name] = _closed(value)
+    kind = schema.get("type")
+    if kind == "object" or (isinstance(kind, list) and "object" in kind):
+        closed.setdefault("additionalProperties", False)
+    return closed
 
 
 def _add_account(call: ProviderCall, asked: Mapping[str, Any], body: dict[str, Any]) -> None:
@@ -378,11 +405,11 @@ class _Conversation:
 
     def _read_system(self, message: dict[str, Any], path: str) -> None:
         blocks = self._blocks(message.get("content"), path, {"text": _text})
-        self._system += _marked(blocks, message)
+        self._system += _marked(_saying(blocks), message)
 
     def _read_user(self, message: dict[str, Any], path: str) -> None:
         blocks = self._blocks(message.get("content"), path, _USER_PARTS)
-        self._add("user", _marked(blocks, message))
+        self._add("user", _marked(_saying(blocks), message))
 
     def _read_tool(self, message: dict[str, Any], path: str) -> None:
         call_id = message.get("tool_call_id") or ""
@@ -406,7 +433,7 @@ class _Conversation:
             blocks.append({"type": "text", "text": message["refusal"]})
         for index, tool_call in enumerate(message.get("tool_calls") or []):
             blocks.append(self._tool_use(tool_call, f"{path}.tool_calls.{index}"))
-        self._add("assistant", _marked(_with_reasoning(blocks, message), message))
+        self._add("assistant", _marked(_saying(_with_reasoning(blocks, message)), message))
 
     def _tool_use(self, tool_call: dict[str, Any], path: str) -> Block:
         function = tool_call.get("function")
@@ -460,6 +487,13 @@ def _marked(blocks: list[Block], source: Mapping[str, Any]) -> list[Block]:
     if mark is None or not blocks:
         return blocks
     return [*blocks[:-1], {**blocks[-1], "cache_control": mark}]
+
+
+def _saying(blocks: list[Block]) -> list[Block]:
+    """Return a message's blocks without its texts where all of them are white space: the API takes none."""
+    if any(block["type"] == "text" and block["text"].strip() for block in blocks):
+        return blocks
+    return [block for block in blocks if block["type"] != "text"]
 
 
 def _with_reasoning(blocks: list[Block], message: Mapping[str, Any]) -> list[Block]:

@@ -428,14 +428,15 @@ _ROLES: dict[str, tuple[type[_Strict], ...]] = {
 
 
 def _check_blocks(number: int, message: Message) -> None:
+    texts = [block.text for block in message.blocks if isinstance(block, TextBlock)]
+    if texts and not any(map(str.strip, texts)):
+        raise InvalidRequestError("messages: text content blocks must contain non-whitespace text")
     for place, block in enumerate(message.blocks):
         path = f"messages.{number}.content.{place}"
         if not isinstance(block, _ROLES[message.role]):
             raise InvalidRequestError(
                 f"{path}: `{block.type}` blocks are not allowed in {message.role} messages"
             )
-        if isinstance(block, TextBlock) and not block.text.strip():
-            raise InvalidRequestError("messages: text content blocks must contain non-whitespace text")
         if isinstance(block, ThinkingBlock) and block.signature != signature(block.thinking):
             raise InvalidRequestError(f"{path}: Invalid `signature` in `thinking` block")
         if isinstance(block, RedactedThinkingBlock) and block.data != signature("redacted"):
