@@ -16,13 +16,6 @@ from gateway.errors import Unprocessable
 from gateway.http import JSONResponse, Operation, read_body, validate
 from gateway.providers.registry import PROVIDERS
 from gateway.providers.wire import EmbeddingCall, ImageCall, InputImage
-from gateway.schemas.media import (
-    MAX_INPUT_IMAGES,
-    EmbeddingRequest,
-    ImageEditFields,
-    ImageEditRequest,
-    ImageGenerationRequest,
-)
 from gateway.schemas.usage import TokenUsage
 from gateway.tokens import IMAGE_TOKENS, count_embedded, count_text, embedding_bound, image_bound
 from gateway.upstream import Exchange, Upstream, read_answer
@@ -31,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import httpx
+    from pydantic import BaseModel
     from starlette.requests import Request
     from starlette.responses import Response
 
@@ -58,6 +52,8 @@ class Media:
 
     async def generate(self, request: Request) -> Response:
         """POST /v1/images/generations."""
+        from gateway.schemas.media import ImageGenerationRequest  # noqa: PLC0415 - 6 ms, as below
+
         key = api_key(request.headers)
         raw = await read_body(request)
         body = json_text.parse_request(raw)
@@ -67,6 +63,7 @@ class Media:
     async def edit(self, request: Request) -> Response:
         """POST /v1/images/edits, as a form or as JSON."""
         from gateway.multipart import is_form, parse_form  # noqa: PLC0415 - 1 ms that no start should pay
+        from gateway.schemas.media import ImageEditFields, ImageEditRequest  # noqa: PLC0415
 
         key = api_key(request.headers)
         raw = await read_body(request)
@@ -92,6 +89,8 @@ class Media:
 
     async def embed(self, request: Request) -> Response:
         """POST /v1/embeddings."""
+        from gateway.schemas.media import EmbeddingRequest  # noqa: PLC0415
+
         key = api_key(request.headers)
         raw = await read_body(request)
         body = json_text.parse_request(raw)
@@ -216,6 +215,8 @@ def _read_form(
     parts: Sequence[Part],
 ) -> tuple[dict[str, Any], tuple[InputImage, ...], InputImage | None]:
     """Return a form's fields as JSON would have them, its images and its mask."""
+    from gateway.schemas.media import MAX_INPUT_IMAGES  # noqa: PLC0415
+
     body: dict[str, Any] = {}
     images: list[InputImage] = []
     mask: InputImage | None = None
@@ -288,6 +289,24 @@ def _fingerprint(parts: Sequence[Part]) -> bytes:
     return digest.digest()
 
 
+def _generation_request() -> type[BaseModel]:
+    from gateway.schemas.media import ImageGenerationRequest  # noqa: PLC0415
+
+    return ImageGenerationRequest
+
+
+def _edit_request() -> type[BaseModel]:
+    from gateway.schemas.media import ImageEditRequest  # noqa: PLC0415
+
+    return ImageEditRequest
+
+
+def _embedding_request() -> type[BaseModel]:
+    from gateway.schemas.media import EmbeddingRequest  # noqa: PLC0415
+
+    return EmbeddingRequest
+
+
 def operations(process: Process) -> list[Operation]:
     """Return the operations for images and embeddings, which the chat function serves."""
     media = Media(process)
@@ -298,7 +317,7 @@ def operations(process: Process) -> list[Operation]:
             media.generate,
             "Create images",
             scope="chat",
-            request_model=ImageGenerationRequest,
+            load_request_model=_generation_request,
             tags=("images",),
         ),
         Operation(
@@ -307,7 +326,7 @@ def operations(process: Process) -> list[Operation]:
             media.edit,
             "Edit images",
             scope="chat",
-            request_model=ImageEditRequest,
+            load_request_model=_edit_request,
             tags=("images",),
         ),
         Operation(
@@ -316,7 +335,7 @@ def operations(process: Process) -> list[Operation]:
             media.embed,
             "Create embeddings",
             scope="chat",
-            request_model=EmbeddingRequest,
+            load_request_model=_embedding_request,
             tags=("embeddings",),
         ),
     ]

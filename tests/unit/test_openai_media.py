@@ -6,6 +6,10 @@ import base64
 import email.parser
 import email.policy
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -81,6 +85,20 @@ def form_of(request: UpstreamRequest) -> list[Message]:
 
 def named(part: Message) -> str:
     return str(part.get_param("name", header="content-disposition"))
+
+
+def test_a_start_does_not_import_what_only_media_need() -> None:
+    program = "import sys, chat.handler; print('\\n'.join(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "functions")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(done.stdout.split())
+    assert "gateway.media" in loaded
+    assert not loaded & {"gateway.schemas.media", "gateway.multipart", "gateway.providers.gemini_media"}
 
 
 def test_a_generation_is_what_the_sdk_would_send() -> None:
