@@ -287,6 +287,21 @@ def test_a_result_is_told_whole_whatever_it_is() -> None:
     assert response(texts)["response"] == {"output": ["a", "b"]}
 
 
+@pytest.mark.parametrize(
+    ("part", "param"),
+    [
+        ({"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}, ""),
+        ({"type": "file", "file": {"file_data": "https://example.org/a.pdf"}}, ""),
+        ({"type": "image_url", "image_url": {"url": PIXEL, "detail": "high"}}, ".image_url.detail"),
+    ],
+)
+def test_a_result_holds_media_by_their_data_alone(part: dict[str, Any], param: str) -> None:
+    """FunctionResponsePart of the Gemini API has neither fileData (Vertex AI's has) nor mediaResolution."""
+    result = {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "a"}, part]}
+    messages = [*HELLO, _calling(_tool_call("c")), result]
+    assert _refused(NEWEST, messages=messages).param == f"messages.2.content.1{param}"
+
+
 def test_a_result_without_its_call_needs_a_name() -> None:
     result = {"role": "tool", "tool_call_id": "c9", "content": "x"}
     assert _refused(messages=[*HELLO, result]).param == "messages.1.tool_call_id"
@@ -771,6 +786,7 @@ _PART = st.one_of(
     ),
 )
 _CONTENT = _TEXT | st.lists(_PART, max_size=4)
+_RESULT = _TEXT | st.lists(_PART.filter(lambda part: "https:" not in json.dumps(part)), max_size=4)
 
 
 @st.composite
@@ -789,7 +805,7 @@ def _steps(draw: st.DrawFn) -> list[dict[str, Any]]:
     signature = draw(_SIGNATURE)
     if signature:
         said["extra_content"] = _google(signature)
-    results = [{"role": "tool", "tool_call_id": call["id"], "content": draw(_CONTENT)} for call in calls]
+    results = [{"role": "tool", "tool_call_id": call["id"], "content": draw(_RESULT)} for call in calls]
     return [said, *results, {"role": "user", "content": draw(_CONTENT)}]
 
 

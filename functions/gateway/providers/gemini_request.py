@@ -450,7 +450,7 @@ class _Conversation:
                 param=f"{path}.tool_call_id",
             )
         content = message.get("content")
-        parts = self._parts(content, path, _USER_PARTS) if isinstance(content, list) else []
+        parts = self._parts(content, path, _RESULT_PARTS) if isinstance(content, list) else []
         texts = [part["text"] for part in parts if "text" in part]
         said: Any = texts if len(texts) > 1 else "".join(texts)
         response: Part = {
@@ -462,7 +462,7 @@ class _Conversation:
                 else said
             },
         }
-        media = [_in_result(part) for part in parts if "text" not in part]
+        media = [part for part in parts if "text" not in part]
         if media:
             response["parts"] = media
         self._add("user", [{"functionResponse": response}], source="tool")
@@ -537,15 +537,6 @@ class _Conversation:
         else:
             self._turns.append({"role": role, "parts": parts})
         self._last = source
-
-
-def _in_result(medium: Part) -> Part:
-    """Return a medium as a function's result has it: its name beside its data."""
-    name = medium.pop("partMetadata", {}).get("filename")
-    if name:
-        holder = medium["inlineData"] if "inlineData" in medium else medium["fileData"]
-        holder["displayName"] = name
-    return medium
 
 
 def _signature(source: Mapping[str, Any]) -> str | None:
@@ -675,4 +666,24 @@ _USER_PARTS: Mapping[str, Reader] = {
     "video_url": _video,
     "file": _file,
 }
+
+
+def _within_result(read: Reader) -> Reader:
+    """Return a reader of media in a function's result: of their data alone, with their name beside it."""
+
+    def read_within(call: ProviderCall, part: dict[str, Any], path: str) -> Part | None:
+        medium = read(call, part, path)
+        if medium is None or "text" in medium:
+            return medium
+        if "inlineData" not in medium:
+            raise unsupported_content(call, path, "media by their URL in a tool's result")
+        if "mediaResolution" in medium:
+            refuse_parameter(call, f"{path}.image_url.detail", "an image in a tool's result has none")
+        name = medium.get("partMetadata", {}).get("filename")
+        return {"inlineData": {**medium["inlineData"], **({"displayName": name} if name else {})}}
+
+    return read_within
+
+
+_RESULT_PARTS: Mapping[str, Reader] = {kind: _within_result(read) for kind, read in _USER_PARTS.items()}
 _ASSISTANT_PARTS: Mapping[str, Reader] = {"text": _text, "refusal": _refusal}

@@ -84,7 +84,6 @@ class FunctionCall(_Message):
 
 class FunctionResponsePart(_Message):
     inline_data: Blob | None = None
-    file_data: FileData | None = None
 
 
 class FunctionResponse(_Message):
@@ -525,7 +524,7 @@ def _given_part(role: str, part: Part) -> Iterator[dict[str, Any]]:
         answer = part.function_response
         yield given_text("tool", _result_text(answer.response), tool=answer.name)
         for inner in answer.parts:
-            yield _given_data("tool", inner.inline_data, inner.file_data, answer.name)
+            yield _given_data("tool", inner.inline_data, None, answer.name)
     else:
         yield _given_data(role, part.inline_data, part.file_data, None)
 
