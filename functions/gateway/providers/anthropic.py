@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
     from gateway.providers.sse import ServerSentEvent
 
-VERSION_HEADER = {"anthropic-version": "2023-06-01"}
-
 _FINISH_REASONS = {
     "end_turn": "stop",
     "stop_sequence": "stop",

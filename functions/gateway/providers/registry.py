@@ -11,8 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.errors import Unprocessable
-from gateway.providers.anthropic import ANTHROPIC, VERSION_HEADER
-from gateway.providers.anthropic_messages import ANTHROPIC_MESSAGES
 from gateway.providers.late_wire import late_wire
 from gateway.providers.openai_compatible import OPENAI_COMPATIBLE
 from gateway.providers.openai_embeddings import OPENAI_EMBEDDINGS
@@ -36,12 +34,12 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider(
         name="anthropic",
         title="Anthropic",
-        wire=ANTHROPIC,
-        messages=ANTHROPIC_MESSAGES,
+        wire=late_wire("gateway.providers.anthropic", "ANTHROPIC"),
+        messages=late_wire("gateway.providers.anthropic_messages", "ANTHROPIC_MESSAGES"),
         chat=DOCUMENT_CHAT,
         base_url="https://api.anthropic.com/v1",
         auth=AuthStyle.X_API_KEY,
-        extra_headers=VERSION_HEADER,
+        extra_headers={"anthropic-version": "2023-06-01"},
     ),
     Provider(
         name="gemini",
