@@ -388,6 +388,37 @@ def test_thoughts_of_another_provider_come_back_to_it_and_never_reach_anthropic(
     assert text["type"] == "text"
 
 
+def test_a_conversation_that_another_provider_began_goes_on_at_anthropic(gateway: RunningGateway) -> None:
+    """The simulator is as strict as the API: about ids, texts of white space alone, and signatures."""
+    client = sdk(gateway, gateway.customer("1"))
+    began: list[Any] = [
+        {"type": "thinking", "thinking": "Weather?", "signature": "gateway:reasoning_content"},
+        {"type": "text", "text": "\n\n"},
+        {"type": "tool_use", "id": "functions.get_weather:0", "name": "get_weather", "input": {}},
+    ]
+    answer = client.messages.create(
+        model=model(gateway, "anthropic", "inventory"),
+        max_tokens=100,
+        messages=[
+            *HELLO,
+            {"role": "assistant", "content": began},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "functions.get_weather:0", "content": "Rain"}
+                ],
+            },
+        ],
+        tools=WEATHER,
+    )
+    [block] = answer.content
+    assert block.type == "text"
+    assert [piece for piece in json.loads(block.text) if piece["role"] != "user"] == [
+        {"role": "assistant", "call": "get_weather", "arguments": {}},
+        {"role": "tool", "tool": "get_weather", "text": "Rain"},
+    ]
+
+
 def test_gemini_goes_on_from_its_own_signatures(gateway: RunningGateway) -> None:
     """They come with its calls, and travel through the client in a block that it sends back."""
     base_url = gateway.simulator.base_url.removesuffix("/v1") + "/gemini/v1beta"

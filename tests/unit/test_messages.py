@@ -220,6 +220,24 @@ CITED = {"type": "document", "source": {"type": "text", "data": "x"}, "citations
             {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
             "context_management",
         ),
+        ({**user(text("x")), "strange": 1}, {}, "messages.0.strange"),
+        (
+            user({"type": "image", "source": {"type": "url", "url": "https://a.b", "strange": 1}}),
+            {},
+            "messages.0.content.0.source.strange",
+        ),
+        (
+            user(text("x")),
+            {"tools": [{"name": "f", "input_schema": {}}], "tool_choice": {"type": "any", "strange": 1}},
+            "tool_choice.strange",
+        ),
+        (user(text("x")), {"thinking": {"type": "adaptive", "strange": 1}}, "thinking.strange"),
+        (
+            user(text("x")),
+            {"output_config": {"format": {"type": "json_schema", "schema": {}, "strange": 1}}},
+            "output_config.format.strange",
+        ),
+        (user(text("x")), {"metadata": {"user_id": "u", "strange": 1}}, "metadata.strange"),
         (user({"type": "tool_use", "id": "a", "name": "f", "input": {}}), {}, "messages.0.content.0.type"),
         (assistant({"type": "tool_result", "tool_use_id": "a"}), {}, "messages.0.content.0.type"),
         (
@@ -262,6 +280,32 @@ def test_what_only_anthropic_knows_is_named_and_its_input_has_no_cheap_bound(
             assert caught.value.param == path
 
 
+def test_to_keep_all_thoughts_asks_for_nothing_that_would_not_be_so_anyway() -> None:
+    """Claude Code says it with each request that thinks."""
+    kept = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
+    made = translate(asked(user(text("x")), thinking={"type": "adaptive"}, context_management=kept))
+    assert made.native_only is None
+    assert made.native["context_management"] == kept
+    fewer = {"edits": [{"type": "clear_thinking_20251015", "keep": {"type": "thinking_turns", "value": 1}}]}
+    assert translate(asked(user(text("x")), context_management=fewer)).native_only == "context_management"
+
+
+def test_ids_that_anthropic_would_not_take_still_join_call_and_result() -> None:
+    """They are of a provider that answered earlier; it gets them back as they were."""
+    call = {"type": "tool_use", "id": "functions.f:0", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "functions.f:0", "content": "y"}
+    fine = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}
+    fine_result = {"type": "tool_result", "tool_use_id": "toolu_1"}
+    request = asked(user(text("x")), assistant(call, fine), user(result, fine_result))
+    made = translate(request)
+    sent, answered = made.native["messages"][1]["content"], made.native["messages"][2]["content"]
+    assert sent[0]["id"] == answered[0]["tool_use_id"]
+    assert re.fullmatch("[A-Za-z0-9_-]+", sent[0]["id"])
+    assert (sent[1], answered[1]) == (fine, fine_result)
+    assert made.body["messages"][1]["tool_calls"][0]["id"] == "functions.f:0"
+    assert made.body["messages"][2]["tool_call_id"] == "functions.f:0"
+
+
 def test_thoughts_go_back_to_who_had_them() -> None:
     theirs = {"type": "thinking", "thinking": "Deep", "signature": "EqQBCg"}
     hidden = {"type": "redacted_thinking", "data": "EmwKAhgB"}
@@ -296,6 +340,15 @@ def test_thoughts_go_back_to_who_had_them() -> None:
         request["messages"][3],
     ]
     assert request["messages"][2] == assistant(ours), "the client's own object is not changed"
+
+
+def test_citations_that_anthropic_is_sent_are_within_the_bound() -> None:
+    cited = {"type": "char_location", "cited_text": "x" * 1000, "document_index": 0}
+    bare = translate(asked(user(text("x")), assistant(text("y")), user(text("z")))).input_bound
+    given = translate(asked(user(text("x")), assistant(text("y", citations=[cited])), user(text("z"))))
+    assert bare is not None
+    assert given.input_bound is not None
+    assert given.input_bound >= bare + len(json.dumps(cited))
 
 
 def test_thoughts_that_anthropic_is_sent_are_within_the_bound() -> None:

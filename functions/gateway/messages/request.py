@@ -17,6 +17,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from gateway.providers.anthropic_request import saying, tool_id
 from gateway.tokens import input_bound
 
 if TYPE_CHECKING:
@@ -50,7 +51,14 @@ _ASSISTANT_BLOCKS = frozenset({"text", "tool_use", "thinking", "redacted_thinkin
 _TOOL_FIELDS = frozenset(
     {"type", "name", "input_schema", "description", "strict", "eager_input_streaming", "allowed_callers"}
 )
+_TURN_FIELDS = frozenset({"role", "content"})
+_SOURCE_FIELDS = frozenset({"type", "media_type", "data", "url", "content"})
+_TOOL_CHOICE_FIELDS = frozenset({"type", "name", "disable_parallel_tool_use"})
 _OUTPUT_FIELDS = frozenset({"effort", "format"})
+_FORMAT_FIELDS = frozenset({"type", "schema"})
+# Whether thoughts are shown is left to each provider.
+_THINKING_FIELDS = frozenset({"type", "budget_tokens", "display"})
+_METADATA_FIELDS = frozenset({"user_id"})
 _TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _EFFORTS = {"max": "xhigh"}
 # Of max_tokens, in percent: how much thinking is meant by a budget.
@@ -82,15 +90,13 @@ def translate(asked: Object) -> TranslatedRequest:
     body |= {name: given[name] for name in _SAME if name in given}
     if given.get("stop_sequences"):
         body["stop"] = given["stop_sequences"]
-    user = (given.get("metadata") or {}).get("user_id")
-    if user:
-        body["user"] = _user(user)
     body |= reader.tools(given)
     body |= reader.output(given)
-    native = {**given, "messages": _without_own(given["messages"])}
+    body |= reader.account(given)
+    native = {**given, "messages": _for_anthropic(given["messages"])}
     bound = None if reader.native_only else input_bound(body)
     if bound is not None:
-        bound += reader.signed_bytes + reader.blocks * _BOUND_PER_BLOCK
+        bound += reader.native_bytes + reader.blocks * _BOUND_PER_BLOCK
     return TranslatedRequest(body, native, reader.native_only, bound)
 
 
@@ -99,8 +105,8 @@ class _Reader:
 
     def __init__(self) -> None:
         self.native_only: str | None = None
-        self.signed_bytes = 0
-        """Of thoughts, which Anthropic's wire alone is sent."""
+        self.native_bytes = 0
+        """Of thoughts and citations, which Anthropic's wire alone is sent."""
         self.blocks = 0
         self._messages: list[Object] = []
 
@@ -109,6 +115,7 @@ class _Reader:
             self._read_system(given["system"], "system")
         for index, turn in enumerate(given["messages"]):
             path = f"messages.{index}"
+            self._check(turn, _TURN_FIELDS, path)
             match turn["role"]:
                 case "user":
                     self._read_user(turn["content"], path)
@@ -164,6 +171,8 @@ class _Reader:
             match block["type"]:
                 case "text":
                     texts.append(block["text"])
+                    if block.get("citations"):
+                        self.native_bytes += len(json.dumps(block["citations"]))
                 case "tool_use":
                     calls.append(_tool_call(block))
                 case _:
@@ -186,7 +195,7 @@ class _Reader:
             if name is not None:
                 message[name] = message.get(name, "") + block["thinking"]
                 return
-        self.signed_bytes += len(json.dumps(block))
+        self.native_bytes += len(json.dumps(block))
 
     def _parts(self, content: Any, path: str, known: frozenset[str]) -> Iterator[tuple[str, Object, Object]]:
         """Yield each block with its path, and as a part of OpenAI's where it is one."""
@@ -207,6 +216,8 @@ class _Reader:
 
     def _translated(self, block: Object, path: str) -> list[Object]:
         """Return a block as parts of OpenAI's, or as it is where it is none. Empty texts say nothing."""
+        if isinstance(block.get("source"), dict):
+            self._check(block["source"], _SOURCE_FIELDS, f"{path}.source")
         match block["type"]:
             case "text":
                 return [_text(block["text"])] if block["text"] else []
@@ -256,7 +267,8 @@ class _Reader:
             function |= {name: tool[name] for name in ("description", "strict") if tool.get(name) is not None}
             tools.append({"type": "function", "function": function})
         body: Object = {"tools": tools} if tools else {}
-        choice = given.get("tool_choice")
+        choice = given.get("tool_choice") or {}
+        self._check(choice, _TOOL_CHOICE_FIELDS, "tool_choice")
         if choice and tools:
             if choice["type"] == "tool":
                 body["tool_choice"] = {"type": "function", "function": {"name": choice["name"]}}
@@ -273,11 +285,14 @@ class _Reader:
         self._check(config, _OUTPUT_FIELDS, "output_config")
         form = config.get("format") or given.get("output_format")
         if form:
+            self._check(form, _FORMAT_FIELDS, "output_config.format")
             schema = {"name": "answer", "schema": form["schema"], "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        if (given.get("context_management") or {}).get("edits"):
+        edits = (given.get("context_management") or {}).get("edits") or []
+        if not all(map(_keeps_all, edits)):
             self._only("context_management")
         thinking = given.get("thinking") or {}
+        self._check(thinking, _THINKING_FIELDS, "thinking")
         effort = config.get("effort")
         if thinking.get("type") == "disabled":
             return body
@@ -289,6 +304,12 @@ class _Reader:
                 "low" if percent <= _LOW_BUDGET else "medium" if percent <= _MEDIUM_BUDGET else "high"
             )
         return body
+
+    def account(self, given: Object) -> Object:
+        """Return whose request it is."""
+        metadata = given.get("metadata") or {}
+        self._check(metadata, _METADATA_FIELDS, "metadata")
+        return {"user": _user(metadata["user_id"])} if metadata.get("user_id") else {}
 
     def _check(self, given: Object, known: frozenset[str], path: str) -> None:
         for name, value in given.items():
@@ -343,25 +364,39 @@ def _put_back(message: Object, calls: list[Object], carried: list[Object]) -> No
                 call["extra_content"] = extras[call["id"]]
 
 
-def _without_own(turns: list[Object]) -> list[Object]:
-    """Return the turns without thoughts that Anthropic did not sign, which it does not take back."""
+def _for_anthropic(turns: list[Object]) -> list[Object]:
+    """Return the turns without what Anthropic does not take back of other providers' answers.
+
+    That are thoughts that it did not sign, texts of white space alone, and ids in other letters.
+    """
     kept = []
     for turn in turns:
         content = turn["content"]
-        if turn["role"] == "assistant" and isinstance(content, list):
-            theirs = [block for block in content if not _is_own(block)]
-            if len(theirs) < len(content):
-                turn = {**turn, "content": theirs}  # noqa: PLW2901
-                if not theirs:
+        if isinstance(content, list):
+            blocks = [_with_its_letters(block) for block in content]
+            if turn["role"] == "assistant":
+                blocks = saying([block for block in blocks if not _is_own(block)])
+                if content and not blocks:
                     continue
+            turn = {**turn, "content": blocks}  # noqa: PLW2901
         kept.append(turn)
     return kept
+
+
+def _with_its_letters(block: Object) -> Object:
+    name = {"tool_use": "id", "tool_result": "tool_use_id"}.get(block["type"])
+    return block if name is None else {**block, name: tool_id(block[name])}
 
 
 def _is_own(block: Object) -> bool:
     names = {"thinking": "signature", "redacted_thinking": "data"}
     name = names.get(block["type"])
     return name is not None and str(block[name]).startswith(SIGNATURE_LEAD)
+
+
+def _keeps_all(edit: Object) -> bool:
+    """Whether an edit of the context is none. Claude Code sends it with each request that thinks."""
+    return edit["type"].startswith("clear_thinking_") and edit.get("keep") == "all"
 
 
 def _tool_call(block: Object) -> Object:

@@ -405,18 +405,18 @@ class _Conversation:
 
     def _read_system(self, message: dict[str, Any], path: str) -> None:
         blocks = self._blocks(message.get("content"), path, {"text": _text})
-        self._system += _marked(_saying(blocks), message)
+        self._system += _marked(saying(blocks), message)
 
     def _read_user(self, message: dict[str, Any], path: str) -> None:
         blocks = self._blocks(message.get("content"), path, _USER_PARTS)
-        self._add("user", _marked(_saying(blocks), message))
+        self._add("user", _marked(saying(blocks), message))
 
     def _read_tool(self, message: dict[str, Any], path: str) -> None:
         call_id = message.get("tool_call_id") or ""
         name = message.get("name")
         if name and name != self._called.get(call_id):
             refuse_parameter(self._call, f"{path}.name", "it knows a result by its call's id")
-        result: Block = {"type": "tool_result", "tool_use_id": _tool_id(call_id)}
+        result: Block = {"type": "tool_result", "tool_use_id": tool_id(call_id)}
         content = message.get("content")
         if isinstance(content, str):
             if content:
@@ -433,7 +433,7 @@ class _Conversation:
             blocks.append({"type": "text", "text": message["refusal"]})
         for index, tool_call in enumerate(message.get("tool_calls") or []):
             blocks.append(self._tool_use(tool_call, f"{path}.tool_calls.{index}"))
-        self._add("assistant", _marked(_saying(_with_reasoning(blocks, message)), message))
+        self._add("assistant", _marked(saying(_with_reasoning(blocks, message)), message))
 
     def _tool_use(self, tool_call: dict[str, Any], path: str) -> Block:
         function = tool_call.get("function")
@@ -447,7 +447,7 @@ class _Conversation:
         self._called[call_id] = function["name"]
         block: Block = {
             "type": "tool_use",
-            "id": _tool_id(call_id),
+            "id": tool_id(call_id),
             "name": function["name"],
             "input": tool_arguments(function.get("arguments"), f"{path}.function.arguments"),
         }
@@ -489,7 +489,7 @@ def _marked(blocks: list[Block], source: Mapping[str, Any]) -> list[Block]:
     return [*blocks[:-1], {**blocks[-1], "cache_control": mark}]
 
 
-def _saying(blocks: list[Block]) -> list[Block]:
+def saying(blocks: list[Block]) -> list[Block]:
     """Return a message's blocks without its texts where all of them are white space: the API takes none."""
     if any(block["type"] == "text" and block["text"].strip() for block in blocks):
         return blocks
@@ -526,7 +526,7 @@ def _thought(detail: Any) -> Block | None:
     return None
 
 
-def _tool_id(call_id: str) -> str:
+def tool_id(call_id: str) -> str:
     """Return an id that the API takes: another provider's may hold dots, colons or spaces."""
     if _TOOL_ID.fullmatch(call_id):
         return call_id
