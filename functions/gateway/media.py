@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from gateway.runtime.process import Process
     from gateway.schemas.media import ImageReference, ImageRequest
 
+# For the provider's own eyes: no image and no embedding depends on them.
+_ASIDES = frozenset({"user", "safety_identifier"})
 _NUMBERS = frozenset({"n", "output_compression"})
 _MAX_DIGITS = 9
 _FLAGS = {"true": True, "false": False}
@@ -99,7 +101,7 @@ class Media:
             request,
             key,
             raw,
-            Exchange(body, kind=EmbeddingCall),
+            Exchange(body, kind=EmbeddingCall, droppable=_ASIDES),
             endpoint="embeddings",
             models=(asked.model,),
             input_tokens_bound=embedding_bound(asked.input),
@@ -139,7 +141,7 @@ class Media:
             request,
             key,
             raw,
-            Exchange(body, kind=ImageCall, files={"images": images, "mask": mask}),
+            Exchange(body, kind=ImageCall, files={"images": images, "mask": mask}, droppable=_ASIDES),
             endpoint=endpoint,
             models=asked.candidates,
             # Providers bill several images as so many calls: each has read everything.

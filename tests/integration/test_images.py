@@ -355,3 +355,17 @@ def test_another_wire_answers_in_the_same_shape(gateway: RunningGateway, *, edit
     assert row["images"] == 1
     assert row["image_output_tokens"] > 0
     assert 0 < money(row["charge_usd"]) <= money(row["hold_usd"])
+
+
+def test_who_calls_is_left_out_where_it_can_not_be_told_and_that_is_said(gateway: RunningGateway) -> None:
+    client = gateway.openai(gateway.customer("5"))
+    base_url = gateway.simulator.base_url.replace("/v1", "/gemini/v1beta")
+    gemini: dict[str, Any] = {"provider": "gemini", "base_url": base_url}
+    image = image_model(gateway, "image", output=("text", "image"), **gemini)
+    embedding = gateway.model("echo", output=("embedding",), **gemini)
+    made = client.images.with_raw_response.generate(model=image, prompt=PROMPT, user="u")
+    embedded = client.embeddings.with_raw_response.create(model=embedding, input=PROMPT, user="u")
+    for answer in (made, embedded):
+        assert answer.headers["x-gateway-dropped-parameters"] == "user"
+    assert made.parse().data
+    assert embedded.parse().data

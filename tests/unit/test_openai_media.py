@@ -64,6 +64,12 @@ def image_call(provider: str = "openai", **given: Any) -> ImageCall:
     )
 
 
+def build(provider: str, **given: Any) -> UpstreamRequest:
+    wire = provider_named(provider).images
+    assert wire is not None
+    return wire.build_request(image_call(provider, **given))
+
+
 def embedding_call(body: dict[str, Any]) -> EmbeddingCall:
     return EmbeddingCall(
         provider=provider_named("openai"),
@@ -142,6 +148,29 @@ def test_an_image_by_its_url_goes_as_json_to_openai_alone() -> None:
             with pytest.raises(Unprocessable) as caught:
                 COMPATIBLE_IMAGES.build_request(image_call(provider.name, images=images))
             assert caught.value.param == "images.0.image_url"
+
+
+@pytest.mark.parametrize("provider", ["together", "xai"])
+def test_who_edits_no_form_is_sent_none(provider: str) -> None:
+    image = InputImage("image", content=PNG, media_type="image/png")
+    body = {"model": "m", "prompt": "A lighthouse"}
+    with pytest.raises(Unprocessable) as caught:
+        build(provider, body=body, images=(image,))
+    assert (caught.value.param, caught.value.code) == ("image", "unsupported_content")
+    assert json.loads(build(provider, body=body).content) == {**body, "model": "upstream-image"}
+
+
+def test_xai_is_sent_what_it_knows_and_is_asked_for_nothing_else() -> None:
+    known = {"model": "m", "prompt": "A lighthouse", "n": 2, "response_format": "b64_json", "user": "u"}
+    nothing = {"size": "auto", "quality": "auto", "background": "auto", "stream": False, "moderation": None}
+    assert json.loads(build("xai", body={**known, **nothing}).content) == {**known, "model": "upstream-image"}
+    for name, value in (("size", "1024x1024"), ("quality", "high"), ("style", "vivid")):
+        body = {**known, name: value}
+        with pytest.raises(Unprocessable) as caught:
+            build("xai", body=body)
+        assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
+        left_out = build("xai", body=body, dropped=frozenset({name}))
+        assert json.loads(left_out.content) == {**known, "model": "upstream-image"}
 
 
 @pytest.mark.parametrize(("form", "usd"), PUBLISHED.items())

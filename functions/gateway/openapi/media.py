@@ -32,7 +32,7 @@ _BOUNDED = (
     "refused, as it could change the price."
 )
 _UNSUPPORTED = Unprocessable(
-    "xAI takes no image by its URL: send the image itself.",
+    "vLLM takes no image by its URL: send the image itself.",
     param="images.0.image_url",
     code="unsupported_content",
 )

@@ -1,7 +1,8 @@
 """OpenAI's Images API, as OpenAI and those who imitate it speak it: images from a prompt, and edits.
 
-Edits go as multipart/form-data, which everyone takes; as JSON where an image is named by its URL, which
-OpenAI alone fetches.
+Edits go as multipart/form-data; as JSON where an image is named by its URL, which OpenAI alone fetches. Not
+everyone edits (looked up in November 2026): Together AI takes images by URL in fields of its own, and xAI
+as JSON, for a price by the image that was sent, which no class of ours has.
 """
 
 from __future__ import annotations
@@ -39,12 +40,20 @@ _SIZE = re.compile(r"([1-9]\d{1,4})x([1-9]\d{1,4})")
 
 
 class OpenAIImageWire:
-    """OpenAI's images. `takes_urls`: whether the provider fetches images that are named by their URL."""
+    """OpenAI's images, as a provider has them.
+
+    `edits`: whether it takes images to edit; `takes_urls`: whether it fetches those that are named by their
+    URL; `fields`: all that it knows of a request, None where it knows whatever OpenAI does.
+    """
 
     name = "openai-images"
 
-    def __init__(self, *, takes_urls: bool = False) -> None:
+    def __init__(
+        self, *, edits: bool = True, takes_urls: bool = False, fields: frozenset[str] | None = None
+    ) -> None:
+        self._edits = edits
         self._takes_urls = takes_urls
+        self._fields = fields
 
     def output_bound(self, body: Mapping[str, Any]) -> int:
         """Return the most that any of OpenAI's models takes at this size and quality.
@@ -65,13 +74,19 @@ class OpenAIImageWire:
     def build_request(self, call: ImageCall) -> UpstreamRequest:
         """Return the client's own fields with the model put right, and the images as they came.
 
-        Raises Unprocessable (422) for an image by URL where the provider fetches none, and ProviderError
-        (operator) where the key is missing or unusable.
+        Raises Unprocessable (422) for what the provider does not know, for images where it edits none, or
+        fetches none; and ProviderError (operator) where the key is missing or unusable.
         """
         body = {name: value for name, value in call.body.items() if name != "models" and value is not None}
+        for name in [name for name in body if self._fields is not None and name not in self._fields]:
+            # Both ask for nothing that would not be so anyway.
+            if body.pop(name) not in ("auto", False):
+                refuse_parameter(call, name)
         body["model"] = call.model
         headers = request_headers(call)
         files = (*call.images, *([call.mask] if call.mask else []))
+        if files and not self._edits:
+            raise unsupported_content(call, files[0].param, "images to edit through the gateway")
         by_url = [file for file in files if file.url is not None]
         if by_url and not self._takes_urls:
             raise unsupported_content(call, by_url[0].param, "image by its URL: send the image itself")
@@ -195,3 +210,8 @@ def _part(boundary: str, disposition: str, content: bytes, headers: str = "") ->
 
 OPENAI_IMAGES: ImageWire = OpenAIImageWire(takes_urls=True)
 COMPATIBLE_IMAGES: ImageWire = OpenAIImageWire()
+TOGETHER_IMAGES: ImageWire = OpenAIImageWire(edits=False)
+# Size and style "are not supported"; the quality decides the price of some models, and is ignored by others.
+XAI_IMAGES: ImageWire = OpenAIImageWire(
+    edits=False, fields=frozenset({"model", "prompt", "n", "response_format", "user"})
+)

@@ -14,7 +14,12 @@ from gateway.errors import Unprocessable
 from gateway.providers.late_wire import late_wire
 from gateway.providers.openai_compatible import OPENAI_COMPATIBLE
 from gateway.providers.openai_embeddings import OPENAI_EMBEDDINGS
-from gateway.providers.openai_images import COMPATIBLE_IMAGES, OPENAI_IMAGES
+from gateway.providers.openai_images import (
+    COMPATIBLE_IMAGES,
+    OPENAI_IMAGES,
+    TOGETHER_IMAGES,
+    XAI_IMAGES,
+)
 from gateway.providers.wire import DOCUMENT_CHAT, MEDIA_CHAT, TEXT_CHAT, AuthStyle, Capability, Provider
 
 if TYPE_CHECKING:
@@ -93,7 +98,7 @@ PROVIDERS: tuple[Provider, ...] = (
         name="together",
         title="Together AI",
         wire=OPENAI_COMPATIBLE,
-        images=COMPATIBLE_IMAGES,
+        images=TOGETHER_IMAGES,
         embeddings=OPENAI_EMBEDDINGS,
         base_url="https://api.together.xyz/v1",
         aliases=("togetherai",),
@@ -102,7 +107,7 @@ PROVIDERS: tuple[Provider, ...] = (
         name="xai",
         title="xAI",
         wire=OPENAI_COMPATIBLE,
-        images=COMPATIBLE_IMAGES,
+        images=XAI_IMAGES,
         base_url="https://api.x.ai/v1",
         aliases=("grok",),
         # Bounds the visible answer and the reasoning together; max_tokens is deprecated.
