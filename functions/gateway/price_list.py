@@ -10,26 +10,29 @@ from __future__ import annotations
 import csv
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from gateway.providers.registry import find_provider
-from gateway.schemas.admin import Prices
+from gateway.schemas.admin import MAX_TIERS, TOKEN_CLASSES, Prices
 from gateway.schemas.price_list import PriceLine
 from gateway.schemas.values import as_sent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 MAX_LINES = 20_000
 _PRICE_PER_TOKEN = "price_per_token"  # noqa: S105 - a column
-_COLUMNS = frozenset(PriceLine.model_fields)
+_COLUMNS = frozenset(PriceLine.model_fields) - {"tiers"}
 _NEEDED = ("model", "provider", "input", "output")
 _TOKEN_PRICE = re.compile(r"[0-9]{1,20}(\.[0-9]{1,32})?([eE][+-]?[0-9]{1,2})?")
 _SHORT_FORM = frozenset({"model", "provider", _PRICE_PER_TOKEN})
+_TIER = "above_input_tokens"
+_OF_THE_OFFER = ("upstream_model", "source", "source_date")
+_NOT_OF_A_TIER = ("per_request", "per_image")
 _OF_THE_MODEL = ("context_length", "max_output_tokens", "input_modalities", "output_modalities")
 # Sold here before the gateway speaks their formats: a service of theirs can't be made yet.
 _PRICED_ONLY = {"gemini": "gemini", "google": "gemini"}
@@ -61,17 +64,23 @@ class NumberedLine:
     offer: PriceLine
     provider: str
     """By its name in the registry, not by an alias."""
+    tiers: Sequence[NumberedLine] = ()
+    """The lines of what long prompts cost, ascending."""
 
     def as_json(self) -> dict[str, Any]:
         """Return it as api.import_prices takes it; prices are exact text."""
-        named = {name: getattr(self.offer, name) for name in _COLUMNS}
-        said = {name: as_sent(value) for name, value in named.items() if value is not None}
+        said = _said(self.offer, _COLUMNS - {_TIER})
+        if self.tiers:
+            said["tiers"] = [_said(tier.offer, (_TIER, *TOKEN_CLASSES)) for tier in self.tiers]
         return {**said, "provider": self.provider}
 
 
 @dataclass(frozen=True, slots=True)
 class PriceList:
-    """A whole list, each line of it sound. `warnings` are what is odd and may be right all the same."""
+    """A whole list, each line of it sound; those of tiers are with the offer's own.
+
+    `warnings` are what is odd and may be right all the same.
+    """
 
     lines: Sequence[NumberedLine]
     warnings: Sequence[str]
@@ -92,7 +101,7 @@ def read_price_list(text: str) -> PriceList:
     columns = _columns(*rows[0])
     lines: list[NumberedLine] = []
     faults: list[PriceListError] = []
-    offers: dict[tuple[str, str], int] = {}
+    offers: dict[tuple[str, str, int | None], int] = {}
     models: dict[tuple[str, str], NumberedLine] = {}
     for number, cells in rows[1:]:
         try:
@@ -102,8 +111,10 @@ def read_price_list(text: str) -> PriceList:
             faults.append(fault)
         else:
             lines.append(line)
+    if not faults:
+        lines = list(_with_tiers(lines, faults))
     if faults:
-        first = faults[0]
+        first = min(faults, key=lambda fault: fault.line)
         raise PriceListError(first.message, line=first.line, column=first.column, others=len(faults) - 1)
     return PriceList(lines, [warning for line in lines for warning in _warnings(line)])
 
@@ -176,10 +187,15 @@ def _per_million(number: int, text: str) -> Decimal:
 
 
 def _compare(
-    line: NumberedLine, offers: dict[tuple[str, str], int], models: dict[tuple[str, str], NumberedLine]
+    line: NumberedLine,
+    offers: dict[tuple[str, str, int | None], int],
+    models: dict[tuple[str, str], NumberedLine],
 ) -> None:
     """Hold a line against those before it. A model has one context, whoever sells it."""
-    before = offers.setdefault((line.offer.model, line.provider), line.number)
+    above = line.offer.above_input_tokens
+    before = offers.setdefault((line.offer.model, line.provider, above), line.number)
+    if before != line.number and above is not None:
+        raise PriceListError(f"is the same as in line {before}", line=line.number, column=_TIER)
     if before != line.number:
         raise PriceListError(f"names the offer of line {before} again", line=line.number, column="provider")
     for name in _OF_THE_MODEL:
@@ -193,11 +209,70 @@ def _compare(
             )
 
 
+def _with_tiers(lines: Sequence[NumberedLine], faults: list[PriceListError]) -> Iterator[NumberedLine]:
+    """Yield the lines of offers, each with those of its tiers; add to `faults` what is wrong with these."""
+    tiers: dict[tuple[str, str], list[NumberedLine]] = {}
+    for line in lines:
+        if line.offer.above_input_tokens is not None:
+            tiers.setdefault((line.offer.model, line.provider), []).append(line)
+    for line in lines:
+        if line.offer.above_input_tokens is not None:
+            continue
+        own = tiers.pop((line.offer.model, line.provider), [])
+        for number, tier in enumerate(own, start=1):
+            fault = _fault_of_tier(tier, line)
+            if fault is None and number > MAX_TIERS:
+                fault = PriceListError(f"is one more than {MAX_TIERS} tiers", line=tier.number, column=_TIER)
+            if fault is not None:
+                faults.append(fault)
+        own.sort(key=lambda tier: tier.offer.above_input_tokens or 0)
+        yield replace(line, tiers=tuple(own))
+    faults.extend(
+        PriceListError("is a tier of an offer that has no line of its own", line=tier.number, column=_TIER)
+        for own in tiers.values()
+        for tier in own
+    )
+
+
+def _fault_of_tier(tier: NumberedLine, base: NumberedLine) -> PriceListError | None:
+    for name in _NOT_OF_A_TIER:
+        if getattr(tier.offer, name) is not None:
+            return PriceListError("is the same for any length", line=tier.number, column=name)
+    for name in TOKEN_CLASSES:
+        ours, theirs = getattr(tier.offer, name), getattr(base.offer, name)
+        if ours is None and theirs is not None:
+            return PriceListError(
+                f"is empty, and is not in line {base.number}", line=tier.number, column=name
+            )
+        if ours is not None and theirs is None:
+            return PriceListError(f"is empty in line {base.number}", line=tier.number, column=name)
+    for name in _OF_THE_OFFER:
+        said = getattr(tier.offer, name)
+        if said is not None and said != getattr(base.offer, name):
+            return PriceListError(
+                f"is another than line {base.number} has for the same offer", line=tier.number, column=name
+            )
+    return None
+
+
 def _warnings(line: NumberedLine) -> Iterator[str]:
     for name, base in _CHEAPER:
         price = getattr(line.offer, name)
         if price is not None and price > getattr(line.offer, base):
             yield f"line {line.number}, {name}: is more than {base}"
+    shorter = line
+    for tier in line.tiers:
+        yield from _warnings(tier)
+        for name in TOKEN_CLASSES:
+            price = getattr(tier.offer, name)
+            if price is not None and price < getattr(shorter.offer, name):
+                yield f"line {tier.number}, {name}: is less than in line {shorter.number}, of shorter prompts"
+        shorter = tier
+
+
+def _said(offer: PriceLine, names: Iterable[str]) -> dict[str, Any]:
+    named = {name: getattr(offer, name) for name in names}
+    return {name: as_sent(value) for name, value in named.items() if value is not None}
 
 
 def _in_any_order(value: Any) -> Any:

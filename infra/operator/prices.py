@@ -38,15 +38,17 @@ def list_prices(
         print_json(found)
         return
     print_table(
-        ["model", "provider", "from", *(name.replace("_", " ") for name in _CLASSES)],
+        ["model", "provider", "from", "prompt", *(name.replace("_", " ") for name in _CLASSES)],
         [
             [
                 row["model"],
                 row["provider"],
                 moment(row["effective_from"]),
-                *(usd(row.get(name)) for name in _CLASSES),
+                f"> {rates['above_input_tokens']:,}" if rates is not row else "",
+                *(usd(rates.get(name)) for name in _CLASSES),
             ]
             for row in found
+            for rates in (row, *row.get("tiers", ()))
         ],
         empty="No prices.",
     )

@@ -201,7 +201,8 @@ revoke all on function gateway.describe_limits(gateway.limit_state[], timestampt
 -- try, in order, with the sealed provider keys]}, or {"admitted": false, "refusal": code, …}. A refusal consumes nothing.
 --
 -- The hold: for each candidate, input bound × its dearest input price + output bound × its dearest output price + what is fixed,
--- with the commission (or at the flat price), rounded up; of the candidates the dearest. The input bound is p_input_tokens_bound or,
+-- with the commission (or at the flat price), rounded up; of the candidates the dearest. Tiers of a price count as far as the input bound
+-- reaches. The input bound is p_input_tokens_bound or,
 -- where that is null, the model's context length. The output bound is p_max_output_tokens × p_choices or, where the client named
 -- none, what the model, the setting, the balance and the limits allow; below 16 the request is refused. Input that holds media
 -- counts at the media classes' prices: p_media_input says so; null says that what has no p_input_tokens_bound holds media.
@@ -362,6 +363,10 @@ begin
             if v_candidate.input_bound is null then
                 v_reason := coalesce(v_reason, jsonb_build_object('refusal', 'input_unbounded', 'model', v_candidate.model_name));
                 continue;
+            end if;
+            if v_candidate.prices ? 'tiers' then
+                v_candidate := gateway.reach_tiers(
+                    v_candidate, coalesce(p_media_input, p_input_tokens_bound is null), p_media_output, p_cache_write_1h);
             end if;
             v_resolved := v_resolved || v_candidate;
         end loop;

@@ -67,9 +67,10 @@ begin
         else clock_timestamp()
     end;
     insert into gateway.prices (offer_id, service_id, effective_from, input, cached_input, cache_write, audio_input, image_input,
-                                output, audio_output, image_output, per_request, per_image, source, source_date, cache_write_1h)
+                                output, audio_output, image_output, per_request, per_image, source, source_date, cache_write_1h, tiers)
     values (new.offer_id, new.service_id, new.effective_from, new.input, new.cached_input, new.cache_write, new.audio_input, new.image_input,
-            new.output, new.audio_output, new.image_output, new.per_request, new.per_image, new.source, new.source_date, new.cache_write_1h);
+            new.output, new.audio_output, new.image_output, new.per_request, new.per_image, new.source, new.source_date, new.cache_write_1h,
+            new.tiers);
     return null;  -- the old version stays as it is
 end
 $$;

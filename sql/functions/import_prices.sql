@@ -18,13 +18,14 @@ create type gateway.price_line as (
     per_image numeric,
     source text,
     source_date date,
-    cache_write_1h numeric
+    cache_write_1h numeric,
+    tiers jsonb
 );
 comment on type gateway.price_line is 'A line of a price list: what a provider takes for a model, and what is known of the model.';
 
 -- api.import_prices: brings a price list in, all of it or nothing. p_lines: [{"model", "provider", "upstream_model"?, "context_length"?,
 -- "max_output_tokens"?, "input_modalities"?, "output_modalities"?, "input", "output", other classes of gateway.prices?, "source"?,
--- "source_date"?}], each offer once. Models and offers that are not there are added; where a provider's price for all its services is
+-- "source_date"?, "tiers"?: [{"above_input_tokens", the same classes}]}], each offer once. Models and offers that are not there are added; where a provider's price for all its services is
 -- another than the one in force at p_effective_from (now, if null; never in the past), a new version begins there. A version that was to
 -- begin at that very moment is replaced. Nothing else is changed: not what the list lacks, not what is known of a model, no service's
 -- own price. p_dry_run: tells the same and writes nothing.
@@ -107,15 +108,28 @@ begin
                     ('audio_output', p.audio_output, l.audio_output), ('image_output', p.image_output, l.image_output),
                     ('per_request', p.per_request, l.per_request), ('per_image', p.per_image, l.per_image),
                     ('cache_write_1h', p.cache_write_1h, l.cache_write_1h)
+                union all
+                select e.key || '_above_' || (t.tier ->> 'above_input_tokens'),
+                    max(e.value::numeric) filter (where not t.is_new), max(e.value::numeric) filter (where t.is_new)
+                from (
+                    select false as is_new, jsonb_array_elements(p.tiers) as tier
+                    union all
+                    select true, jsonb_array_elements(gateway.read_price_tiers(l.tiers))
+                ) as t
+                cross join lateral jsonb_each_text(t.tier) as e
+                where e.key <> 'above_input_tokens'
+                group by 1
             ) as k (class, old, new)
             where k.old is distinct from k.new
         ) as c
     ),
     written as (
         insert into gateway.prices as p (offer_id, effective_from, input, cached_input, cache_write, audio_input, image_input,
-                                         output, audio_output, image_output, per_request, per_image, source, source_date, cache_write_1h)
+                                         output, audio_output, image_output, per_request, per_image, source, source_date, cache_write_1h,
+                                         tiers)
         select c.offer_id, v_at, c.input, c.cached_input, c.cache_write, c.audio_input, c.image_input,
-            c.output, c.audio_output, c.image_output, c.per_request, c.per_image, c.source, c.source_date, c.cache_write_1h
+            c.output, c.audio_output, c.image_output, c.per_request, c.per_image, c.source, c.source_date, c.cache_write_1h,
+            gateway.read_price_tiers(c.tiers)
         from compared as c
         where not p_dry_run and c.changes is not null
         order by c.offer_id
@@ -124,7 +138,7 @@ begin
             audio_input = excluded.audio_input, image_input = excluded.image_input, output = excluded.output,
             audio_output = excluded.audio_output, image_output = excluded.image_output, per_request = excluded.per_request,
             per_image = excluded.per_image, source = excluded.source, source_date = excluded.source_date,
-            cache_write_1h = excluded.cache_write_1h
+            cache_write_1h = excluded.cache_write_1h, tiers = excluded.tiers
     )
     select jsonb_build_object(
         'dry_run', p_dry_run,

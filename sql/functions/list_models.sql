@@ -1,6 +1,6 @@
 -- api.list_models: the models that can be called: active, with a route of an active service, and a price; for a key only those that it
 -- may use. p_key_hash null: the public list. {"models": [{id, name, …, "pricing": what the customer pays, of the route tried first, in USD
--- for one token, as text}]}, or {"error"} as api.authenticate_key gives it. Reads only.
+-- for one token, as text; what a long prompt costs instead is under its "overrides"}]}, or {"error"} as api.authenticate_key gives it. Reads only.
 create function api.list_models(p_key_hash text default null, p_name text default null) returns jsonb
 language plpgsql stable security definer set search_path = ''
 as $$
@@ -31,7 +31,18 @@ begin
                 'input_cache_write', gateway.show_usd(case when c.flat then c.rate else p.cache_write * c.rate end),
                 'audio', gateway.show_usd(case when c.flat then c.rate else p.audio_input * c.rate end),
                 'request', gateway.show_usd(coalesce(p.per_request, 0) * c.commission),
-                'image', gateway.show_usd(p.per_image * c.commission))) as pricing
+                'image', gateway.show_usd(p.per_image * c.commission),
+                -- at a flat price no prompt is too long
+                'overrides', case when not c.flat then (
+                    select jsonb_agg(jsonb_build_object(
+                        'min_prompt_tokens', t.value -> 'above_input_tokens',
+                        'prompt', gateway.show_usd((t.value ->> 'input')::numeric * c.rate),
+                        'completion', gateway.show_usd((t.value ->> 'output')::numeric * c.rate),
+                        'input_cache_read', gateway.show_usd((t.value ->> 'cached_input')::numeric * c.rate),
+                        'input_cache_write', gateway.show_usd((t.value ->> 'cache_write')::numeric * c.rate),
+                        'audio', gateway.show_usd((t.value ->> 'audio_input')::numeric * c.rate)) order by t.ordinality)
+                    from jsonb_array_elements(p.tiers) with ordinality as t
+                ) end)) as pricing
             from gateway.offers as o
             join gateway.routes as t on t.offer_id = o.id and t.active
             join gateway.services as s on s.id = t.service_id and s.active

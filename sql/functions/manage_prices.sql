@@ -1,3 +1,27 @@
+create function gateway.read_price_tiers(p_tiers jsonb) returns jsonb
+language sql immutable set search_path = ''
+as $$
+    select jsonb_agg((
+        select jsonb_object_agg(e.key, e.value::numeric) from jsonb_each_text(t.value) as e where e.value is not null
+    ) order by (t.value ->> 'above_input_tokens')::numeric)
+    from jsonb_array_elements(nullif(p_tiers, 'null')) as t
+$$;
+comment on function gateway.read_price_tiers(jsonb) is 'Tiers as they cross the wire, in the form of gateway.prices.tiers: numbers, ascending; null for none.';
+revoke all on function gateway.read_price_tiers(jsonb) from public;
+
+create function gateway.show_price_tiers(p_tiers jsonb) returns jsonb
+language sql immutable set search_path = ''
+as $$
+    select jsonb_agg(jsonb_build_object('above_input_tokens', t.value -> 'above_input_tokens') || (
+        select jsonb_object_agg(e.key, gateway.show_usd(e.value::numeric))
+        from jsonb_each(t.value) as e
+        where e.key <> 'above_input_tokens'
+    ) order by t.ordinality)
+    from jsonb_array_elements(p_tiers) with ordinality as t
+$$;
+comment on function gateway.show_price_tiers(jsonb) is 'The tiers of a price as the API shows them: amounts as text; null for none.';
+revoke all on function gateway.show_price_tiers(jsonb) from public;
+
 create function gateway.describe_price(p_price gateway.prices) returns jsonb
 language sql stable set search_path = ''
 as $$
@@ -8,18 +32,19 @@ as $$
             'image_input', gateway.show_usd(p_price.image_input), 'output', gateway.show_usd(p_price.output),
             'audio_output', gateway.show_usd(p_price.audio_output), 'image_output', gateway.show_usd(p_price.image_output),
             'per_request', gateway.show_usd(p_price.per_request), 'per_image', gateway.show_usd(p_price.per_image),
-            'cache_write_1h', gateway.show_usd(p_price.cache_write_1h)))
+            'cache_write_1h', gateway.show_usd(p_price.cache_write_1h), 'tiers', gateway.show_price_tiers(p_price.tiers)))
 $$;
-comment on function gateway.describe_price(gateway.prices) is 'A price as the API shows it: USD per million tokens, as text; classes without a price of their own are left out.';
+comment on function gateway.describe_price(gateway.prices) is 'A price as the API shows it: USD per million tokens, as text; classes without a price of their own are left out, and tiers where it has none.';
 revoke all on function gateway.describe_price(gateway.prices) from public;
 
 create function gateway.insert_price(p_offer_id bigint, p_service_id bigint, p_prices jsonb, p_effective_from timestamptz) returns gateway.prices
 language sql set search_path = ''
 as $$
     insert into gateway.prices (offer_id, service_id, effective_from, input, cached_input, cache_write, audio_input, image_input,
-                                output, audio_output, image_output, per_request, per_image, source, source_date, cache_write_1h)
+                                output, audio_output, image_output, per_request, per_image, source, source_date, cache_write_1h, tiers)
     select p_offer_id, p_service_id, coalesce(p_effective_from, clock_timestamp()), r.input, r.cached_input, r.cache_write, r.audio_input,
-        r.image_input, r.output, r.audio_output, r.image_output, r.per_request, r.per_image, r.source, r.source_date, r.cache_write_1h
+        r.image_input, r.output, r.audio_output, r.image_output, r.per_request, r.per_image, r.source, r.source_date, r.cache_write_1h,
+        gateway.read_price_tiers(r.tiers)
     from jsonb_populate_record(null::gateway.prices, p_prices - array['id', 'offer_id', 'service_id', 'effective_from', 'created_at']) as r
     returning *
 $$;

@@ -21,7 +21,7 @@ create type gateway.candidate as (
     output_modalities text[],
     probe_due boolean
 );
-comment on type gateway.candidate is 'A route that a request might take, with its pinned prices and what it may cost. Rates are USD per token at the dearest class that can occur.';
+comment on type gateway.candidate is 'A route that a request might take, with its pinned prices and what it may cost. Rates are USD per token at the dearest class that can occur, those of a short prompt until gateway.reach_tiers has seen its bound.';
 
 -- gateway.resolve_candidates: the routes that a request for these models might take, in the order in which to try them: by the
 -- client's order of models, then priority, then at random by weight; services that are set aside (record_health.sql) come last, of these
@@ -110,7 +110,8 @@ begin
             jsonb_strip_nulls(jsonb_build_object(
                 'input', v.input, 'cached_input', v.cached_input, 'cache_write', v.cache_write, 'audio_input', v.audio_input,
                 'image_input', v.image_input, 'output', v.output, 'audio_output', v.audio_output, 'image_output', v.image_output,
-                'per_request', v.per_request, 'per_image', v.per_image, 'cache_write_1h', v.cache_write_1h)) as prices
+                'per_request', v.per_request, 'per_image', v.per_image, 'cache_write_1h', v.cache_write_1h,
+                'tiers', v.tiers)) as prices
         from gateway.prices as v
         where v.offer_id = o.id and (v.service_id = s.id or v.service_id is null) and v.effective_from <= clock_timestamp()
         order by v.service_id is null, v.effective_from desc
@@ -127,3 +128,36 @@ end
 $$;
 comment on function gateway.resolve_candidates(text[], bigint, text, bigint[], boolean, boolean) is 'The routes that a request might take, in the order in which to try them.';
 revoke all on function gateway.resolve_candidates(text[], bigint, text, bigint[], boolean, boolean) from public;
+
+-- gateway.reach_tiers: the candidate, whose input bound is known, at the dearest rates of each kind that any length of input up to the bound
+-- may be settled at. Only for one whose prices have tiers: others don't pay for the call.
+create function gateway.reach_tiers(p_candidate gateway.candidate, p_media_input boolean, p_media_output boolean, p_cache_write_1h boolean)
+returns gateway.candidate
+language plpgsql immutable set search_path = ''
+as $$
+declare
+    v_tier jsonb;
+begin
+    for v_tier in
+        select value from jsonb_array_elements(p_candidate.prices -> 'tiers')
+        where (value ->> 'above_input_tokens')::bigint < p_candidate.input_bound
+    loop
+        p_candidate.input_rate := greatest(
+            p_candidate.input_rate,
+            greatest(
+                (v_tier ->> 'input')::numeric, (v_tier ->> 'cached_input')::numeric, (v_tier ->> 'cache_write')::numeric,
+                case when p_media_input then greatest((v_tier ->> 'audio_input')::numeric, (v_tier ->> 'image_input')::numeric) end,
+                case when p_cache_write_1h then (v_tier ->> 'cache_write_1h')::numeric end
+            ) * 0.000001);
+        p_candidate.output_rate := greatest(
+            p_candidate.output_rate,
+            greatest(
+                (v_tier ->> 'output')::numeric,
+                case when p_media_output then greatest((v_tier ->> 'audio_output')::numeric, (v_tier ->> 'image_output')::numeric) end
+            ) * 0.000001);
+    end loop;
+    return p_candidate;
+end
+$$;
+comment on function gateway.reach_tiers(gateway.candidate, boolean, boolean, boolean) is 'A candidate at the dearest rates that its input bound can reach over the tiers of its prices.';
+revoke all on function gateway.reach_tiers(gateway.candidate, boolean, boolean, boolean) from public;

@@ -6,7 +6,7 @@ select m.name as model, o.provider, o.upstream_model, s.name as service, m.activ
     p.per_request as per_request_usd, p.per_image as per_image_usd,
     trim_scale(p.input * 0.000001) as input_per_token_usd, trim_scale(p.output * 0.000001) as output_per_token_usd,
     p.effective_from, n.effective_from as next_price_from, p.source, p.source_date, p.id as price_id,
-    p.cache_write_1h as cache_write_1h_per_million_usd
+    p.cache_write_1h as cache_write_1h_per_million_usd, p.tiers
 from gateway.offers as o
 join gateway.models as m on m.id = o.model_id
 join (
@@ -25,7 +25,7 @@ order by m.name, o.provider, s.name;
 create trigger read_only instead of insert or update or delete on gateway.price_list
     for each row execute function gateway.refuse_view_edit('Edit gateway.prices: an edit there makes a new version.');
 
-comment on view gateway.price_list is 'The prices in force: what each provider takes for each model, before the commission.';
+comment on view gateway.price_list is 'The prices in force: what each provider takes for each model, before the commission. Of a long prompt: gateway.price_tiers.';
 comment on column gateway.price_list.model is 'The model in our catalogue.';
 comment on column gateway.price_list.provider is 'Who sells it.';
 comment on column gateway.price_list.upstream_model is 'What the provider calls it.';
@@ -49,6 +49,40 @@ comment on column gateway.price_list.source is 'Where the price was read.';
 comment on column gateway.price_list.source_date is 'When it was read there.';
 comment on column gateway.price_list.price_id is 'The version, in gateway.prices.';
 comment on column gateway.price_list.cache_write_1h_per_million_usd is 'USD per million input tokens written to the provider''s cache for an hour. Empty: not offered.';
+comment on column gateway.price_list.tiers is 'What a long prompt costs, where that is another price; a line each in gateway.price_tiers.';
+
+create view gateway.price_tiers with (security_invoker = true) as
+select p.model, p.provider, p.service, p.active, (t.value ->> 'above_input_tokens')::bigint as above_input_tokens,
+    (t.value ->> 'input')::numeric as input_per_million_usd, (t.value ->> 'cached_input')::numeric as cached_input_per_million_usd,
+    (t.value ->> 'cache_write')::numeric as cache_write_per_million_usd, (t.value ->> 'cache_write_1h')::numeric as cache_write_1h_per_million_usd,
+    (t.value ->> 'output')::numeric as output_per_million_usd, (t.value ->> 'audio_input')::numeric as audio_input_per_million_usd,
+    (t.value ->> 'image_input')::numeric as image_input_per_million_usd, (t.value ->> 'audio_output')::numeric as audio_output_per_million_usd,
+    (t.value ->> 'image_output')::numeric as image_output_per_million_usd, p.effective_from, p.source, p.source_date, p.price_id
+from gateway.price_list as p
+cross join lateral jsonb_array_elements(p.tiers) as t
+order by p.model, p.provider, p.service, above_input_tokens;
+create trigger read_only instead of insert or update or delete on gateway.price_tiers
+    for each row execute function gateway.refuse_view_edit('Edit tiers of gateway.prices: an edit there makes a new version.');
+
+comment on view gateway.price_tiers is 'The prices in force of long prompts: from which length on, and what the whole request costs then. The rest: gateway.price_list.';
+comment on column gateway.price_tiers.model is 'The model in our catalogue.';
+comment on column gateway.price_tiers.provider is 'Who sells it.';
+comment on column gateway.price_tiers.service is 'The service that alone has this price; empty: every service of the provider without one of its own.';
+comment on column gateway.price_tiers.active is 'False: the model is hidden and refused.';
+comment on column gateway.price_tiers.above_input_tokens is 'A request with more input tokens than this, cached and written ones included, costs what stands here, up to the next line''s.';
+comment on column gateway.price_tiers.input_per_million_usd is 'USD per million input tokens.';
+comment on column gateway.price_tiers.cached_input_per_million_usd is 'USD per million input tokens read from the provider''s cache. Empty: as input.';
+comment on column gateway.price_tiers.cache_write_per_million_usd is 'USD per million input tokens written to the provider''s cache. Empty: as input.';
+comment on column gateway.price_tiers.cache_write_1h_per_million_usd is 'USD per million input tokens written to the provider''s cache for an hour. Empty: not offered.';
+comment on column gateway.price_tiers.output_per_million_usd is 'USD per million output tokens, reasoning included.';
+comment on column gateway.price_tiers.audio_input_per_million_usd is 'USD per million audio tokens read. Empty: as input.';
+comment on column gateway.price_tiers.image_input_per_million_usd is 'USD per million image tokens read. Empty: as input.';
+comment on column gateway.price_tiers.audio_output_per_million_usd is 'USD per million audio tokens answered. Empty: as output.';
+comment on column gateway.price_tiers.image_output_per_million_usd is 'USD per million image tokens answered. Empty: as output.';
+comment on column gateway.price_tiers.effective_from is 'In force since.';
+comment on column gateway.price_tiers.source is 'Where the price was read.';
+comment on column gateway.price_tiers.source_date is 'When it was read there.';
+comment on column gateway.price_tiers.price_id is 'The version, in gateway.prices.';
 
 create view gateway.key_overview with (security_invoker = true) as
 with used as (

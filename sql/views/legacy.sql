@@ -156,7 +156,10 @@ comment on column legacy."API_Keys".active is 'False: refused until switched on 
 comment on column legacy."API_Keys".created_at is 'When it was made.';
 
 create view legacy.pricing with (security_invoker = true) as
-select p.provider, p.model, greatest(p.input_per_token_usd, p.output_per_token_usd) as price_per_token,
+select p.provider, p.model, greatest(
+        p.input_per_token_usd, p.output_per_token_usd,
+        (select max(trim_scale(greatest((t.value ->> 'input')::numeric, (t.value ->> 'output')::numeric) * 0.000001))
+         from jsonb_array_elements(p.tiers) as t)) as price_per_token,
     p.input_per_token_usd as input_price_per_token, p.output_per_token_usd as output_price_per_token, p.effective_from
 from gateway.price_list as p
 where p.service is null;
@@ -166,9 +169,9 @@ create trigger read_only instead of insert or update or delete on legacy.pricing
 comment on view legacy.pricing is 'The prices in force, by the token and before the commission: gateway.prices.';
 comment on column legacy.pricing.provider is 'The provider.';
 comment on column legacy.pricing.model is 'The model.';
-comment on column legacy.pricing.price_per_token is 'USD for a token of either kind at most: the dearer of the two. Requests are charged by the two, each by itself.';
-comment on column legacy.pricing.input_price_per_token is 'USD for an input token.';
-comment on column legacy.pricing.output_price_per_token is 'USD for an output token.';
+comment on column legacy.pricing.price_per_token is 'USD for a token of either kind at most: the dearer of the two, of the longest prompts where these cost more. Requests are charged by the two, each by itself.';
+comment on column legacy.pricing.input_price_per_token is 'USD for an input token. Of a long prompt: gateway.price_tiers.';
+comment on column legacy.pricing.output_price_per_token is 'USD for an output token. After a long prompt: gateway.price_tiers.';
 comment on column legacy.pricing.effective_from is 'In force since.';
 
 create view legacy.api_usage with (security_invoker = true) as

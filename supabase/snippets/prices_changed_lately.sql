@@ -1,9 +1,9 @@
 -- Prices of the last 30 days and those to come, each beside the one before it.
 select v.effective_from, v.effective_from > now() as is_to_come, v.model, v.provider, v.service, v.input, v.input_before, v.output, v.output_before,
-    round(100 * (v.output / nullif(v.output_before, 0) - 1), 1) as output_change_percent, v.source
+    round(100 * (v.output / nullif(v.output_before, 0) - 1), 1) as output_change_percent, v.tiers, v.tiers_before, v.source
 from (
-    select p.effective_from, m.name as model, o.provider, s.name as service, p.input, p.output, p.source,
-        lag(p.input) over version as input_before, lag(p.output) over version as output_before
+    select p.effective_from, m.name as model, o.provider, s.name as service, p.input, p.output, p.tiers, p.source,
+        lag(p.input) over version as input_before, lag(p.output) over version as output_before, lag(p.tiers) over version as tiers_before
     from gateway.prices as p
     join gateway.offers as o on o.id = p.offer_id
     join gateway.models as m on m.id = o.model_id

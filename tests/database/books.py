@@ -7,7 +7,17 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from tests.database.model import METRICS, UNUSED, Amounts, CounterKey, Subject, Terms, added, tokens_of
+from tests.database.model import (
+    METRICS,
+    UNUSED,
+    Amounts,
+    CounterKey,
+    Subject,
+    Terms,
+    added,
+    read_prices,
+    tokens_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -213,7 +223,7 @@ def bill(request: JSONObject, usage: Mapping[str, int] | None) -> tuple[Decimal,
     if usage is None:
         return Decimal(0), Decimal(0)
     (pinned,) = (
-        {name: Decimal(price) for name, price in route["prices"].items()}
+        read_prices(route["prices"])
         for route in request["routes"]
         if (route["service_id"], route["model_id"]) == (request["service_id"], request["model_id"])
     )

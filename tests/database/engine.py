@@ -126,7 +126,7 @@ class Engine:
     def model(
         self,
         name: str,
-        prices: Mapping[str, str] | None = None,
+        prices: Mapping[str, Any] | None = None,
         *,
         context_length: int | None = 128_000,
         max_output_tokens: int | None = 4096,

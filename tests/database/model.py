@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, Inexact, InvalidOperation, localcontext
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
 EXACT = Context(prec=200, traps=[Inexact, InvalidOperation])
@@ -28,7 +28,7 @@ OUTPUT_CLASSES = ("output", "audio_output", "image_output")
 MEDIA_CLASSES = ("audio_input", "image_input", "audio_output", "image_output")
 METRICS = ("requests", "tokens", "spend_usd")
 
-Prices = Mapping[str, Decimal]
+Rates = Mapping[str, Decimal]
 Usage = Mapping[str, int]
 Number = Decimal | int
 T = TypeVar("T")
@@ -41,15 +41,51 @@ def round_up(exact: Decimal) -> Decimal:
     return (exact * TENTH_DECIMAL).to_integral_value(ROUND_CEILING) / TENTH_DECIMAL
 
 
-def price_of(prices: Prices, token_class: str) -> Decimal:
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What a provider takes, and what it takes for each token of a request with more input than so much."""
+
+    rates: Rates
+    tiers: tuple[tuple[int, Rates], ...] = ()
+    """(input tokens, rates), in any order. What is no token costs the same for any length."""
+
+    def for_input(self, tokens: int) -> Rates:
+        reached = [(above, rates) for above, rates in self.tiers if tokens > above]
+        return max(reached, key=lambda tier: tier[0])[1] if reached else self.rates
+
+    def up_to(self, tokens: int) -> list[Rates]:
+        """The rates that some request with no more input than that is charged by."""
+        return [self.rates, *(rates for above, rates in self.tiers if above < tokens)]
+
+
+def read_prices(prices: Mapping[str, Any]) -> Prices:
+    """Prices as JSON has them, with their tiers."""
+    return Prices(
+        {name: Decimal(price) for name, price in prices.items() if name != "tiers"},
+        tuple(
+            (
+                int(tier["above_input_tokens"]),
+                {name: Decimal(price) for name, price in tier.items() if name != "above_input_tokens"},
+            )
+            for tier in prices.get("tiers", ())
+        ),
+    )
+
+
+def price_of(rates: Rates, token_class: str) -> Decimal:
     """A class without a price of its own costs what its base class costs."""
     base = "input" if token_class in INPUT_CLASSES else "output"
-    return prices.get(token_class, prices[base])
+    return rates.get(token_class, rates[base])
 
 
 def tokens_of(usage: Usage) -> int:
     """Reasoning is inside the output."""
-    return sum(usage.get(token_class, 0) for token_class in (*INPUT_CLASSES, *OUTPUT_CLASSES))
+    return input_of(usage) + sum(usage.get(token_class, 0) for token_class in OUTPUT_CLASSES)
+
+
+def input_of(usage: Usage) -> int:
+    """What was cached, and what was written to a cache, was read all the same."""
+    return sum(usage.get(token_class, 0) for token_class in INPUT_CLASSES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +105,11 @@ class Terms:
 
     def bill(self, prices: Prices, usage: Usage) -> tuple[Decimal, Decimal]:
         """(cost, charge) of what was used."""
+        rates = prices.for_input(input_of(usage))
         with localcontext(EXACT):
             tokens_usd = sum(
                 (
-                    usage.get(token_class, 0) * price_of(prices, token_class) / MILLION
+                    usage.get(token_class, 0) * price_of(rates, token_class) / MILLION
                     for token_class in (*INPUT_CLASSES, *OUTPUT_CLASSES)
                 ),
                 NOTHING,
@@ -81,12 +118,12 @@ class Terms:
             tokens_usd += (
                 min(usage.get("cache_write_1h", 0), usage.get("cache_write", 0))
                 * (
-                    prices.get("cache_write_1h", price_of(prices, "cache_write"))
-                    - price_of(prices, "cache_write")
+                    rates.get("cache_write_1h", price_of(rates, "cache_write"))
+                    - price_of(rates, "cache_write")
                 )
                 / MILLION
             )
-            fixed_usd = prices.get("per_request", NOTHING) + usage.get("images", 0) * prices.get(
+            fixed_usd = prices.rates.get("per_request", NOTHING) + usage.get("images", 0) * prices.rates.get(
                 "per_image", NOTHING
             )
             return round_up(tokens_usd + fixed_usd), self.charge(tokens_of(usage), tokens_usd, fixed_usd)
@@ -555,20 +592,23 @@ class Model:
     def _most(self, candidate: Candidate, call: Call, output: int) -> tuple[Decimal, Decimal]:
         """(cost, charge) if all goes as dear as it can: each token of the dearest class that may occur."""
         media_input = call.input_bound is None
+        reachable = candidate.prices.up_to(candidate.input_bound)
         input_rate = max(
-            candidate.prices[name]
+            rates[name]
+            for rates in reachable
             for name in INPUT_CLASSES
-            if name in candidate.prices and (media_input or name not in MEDIA_CLASSES)
+            if name in rates and (media_input or name not in MEDIA_CLASSES)
         )
         output_rate = max(
-            candidate.prices[name]
+            rates[name]
+            for rates in reachable
             for name in OUTPUT_CLASSES
-            if name in candidate.prices and (call.media_output or name not in MEDIA_CLASSES)
+            if name in rates and (call.media_output or name not in MEDIA_CLASSES)
         )
         tokens_usd = (candidate.input_bound * input_rate + output * call.choices * output_rate) / MILLION
-        fixed_usd = candidate.prices.get("per_request", NOTHING)
+        fixed_usd = candidate.prices.rates.get("per_request", NOTHING)
         if call.media_output:
-            fixed_usd += call.choices * candidate.prices.get("per_image", NOTHING)
+            fixed_usd += call.choices * candidate.prices.rates.get("per_image", NOTHING)
         tokens = candidate.input_bound + output * call.choices
         return round_up(tokens_usd + fixed_usd), self.settings.terms().charge(tokens, tokens_usd, fixed_usd)
 

@@ -24,12 +24,11 @@ from tests.database.model import (
     Model,
     Receipt,
     Subject,
+    read_prices,
     window_start,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from tests.database.engine import JSONObject
     from tests.fixtures.database import Connection, Database
 
@@ -38,7 +37,7 @@ T = TypeVar("T")
 # A call of `echo` at its bound is 0.0063 USD: an account affords a few, and a limit bites soon.
 PAID_IN = (Decimal("0.1"), Decimal("0.03"))
 ZONES = ("UTC", "Asia/Kolkata")
-CATALOGUE: dict[str, dict[str, str]] = {
+CATALOGUE: dict[str, JSONObject] = {
     "echo": {"input": "2", "output": "8"},
     "dear": {
         "input": "10",
@@ -46,6 +45,16 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "cache_write": "12.5",
         "cache_write_1h": "20",
         "output": "40",
+        "tiers": [
+            {
+                "above_input_tokens": 1000,
+                "input": "15",
+                "cached_input": "1.5",
+                "cache_write": "18.75",
+                "cache_write_1h": "30",
+                "output": "50",
+            }
+        ],
     },
     # nothing of it comes out even at the tenth decimal
     "odd": {
@@ -56,6 +65,18 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "audio_output": "11.1111111111",
         "per_request": "0.0000123457",
         "per_image": "0.0000333333",
+        # the second is the cheaper of the two
+        "tiers": [
+            {
+                "above_input_tokens": above,
+                "input": rate,
+                "cached_input": "0.0001111111",
+                "image_input": "4.4444444444",
+                "output": "9.9999999999",
+                "audio_output": "12.1212121212",
+            }
+            for above, rate in ((9, "0.0066666666"), (1776, "0.0003333334"))
+        ],
     },
 }
 WINDOWS = ("minute", "hour", "day", "month")
@@ -119,7 +140,7 @@ class World:
                 customer_id: Customer(customer_id, zone)
                 for customer_id, zone in zip(self.customer_ids, ZONES, strict=True)
             },
-            prices={(name, None): numbers(prices) for name, prices in CATALOGUE.items()},
+            prices={(name, None): read_prices(prices) for name, prices in CATALOGUE.items()},
         )
         for number, usd in enumerate(PAID_IN):
             self.step(Credit(number, usd))
@@ -186,10 +207,6 @@ class World:
         assert row is not None
         assert row[0] >= 0
         assert call(self.observer, "check_ledger")["ok"]
-
-
-def numbers(prices: Mapping[str, str]) -> dict[str, Decimal]:
-    return {name: Decimal(price) for name, price in prices.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -604,16 +621,35 @@ class SetPrice(OfTheOperator):
     halves: int
     service: int | None = None
     ahead: bool = False
+    further: int | None = 0
+    """By how many tokens its tiers begin later; None: it has none any more."""
 
-    def _prices(self) -> dict[str, Decimal]:
-        return {name: price * self.halves / 2 for name, price in numbers(CATALOGUE[self.name]).items()}
+    def _prices(self) -> JSONObject:
+        """All rates of it and of its tiers."""
+        return {
+            name: [
+                {**self._times(tier), "above_input_tokens": tier["above_input_tokens"] + self.further}
+                for tier in price
+            ]
+            if name == "tiers"
+            else self._times({name: price})[name]
+            for name, price in CATALOGUE[self.name].items()
+            if name != "tiers" or self.further is not None
+        }
+
+    def _times(self, rates: JSONObject) -> dict[str, str]:
+        # what the table rounds is no price that the model could know
+        return {
+            name: str(round(Decimal(rate) * self.halves / 2, 10))
+            for name, rate in rates.items()
+            if name != "above_input_tokens"
+        }
 
     def asked(self, world: World) -> JSONObject:
         return {
             "p_model": self.name,
             "p_provider": PROVIDER,
-            # what the table rounds is no price that the model could know
-            "p_prices": {name: str(round(price, 10)) for name, price in self._prices().items()},
+            "p_prices": self._prices(),
             "p_service_id": None if self.service is None else pick(world.service_ids, self.service),
             "p_effective_from": datetime.now(UTC) + timedelta(days=next(DAYS_AHEAD)) if self.ahead else None,
         }
@@ -626,7 +662,7 @@ class SetPrice(OfTheOperator):
         del passed_over
         assert "error" not in ran.answer, ran.answer
         if not self.ahead:
-            world.model.prices[self.name, ran.asked["p_service_id"]] = numbers(ran.asked["p_prices"])
+            world.model.prices[self.name, ran.asked["p_service_id"]] = read_prices(ran.asked["p_prices"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -750,6 +786,12 @@ counts = st.integers(0, 7)
 usages = st.one_of(
     st.none(),
     st.tuples(st.just(("input", 1000)), st.just(("output", 500))),
+    # at the edge of a tier, where a cached token counts as any other
+    st.tuples(
+        st.tuples(st.just("input"), st.sampled_from([500, 501, 1000])),
+        st.tuples(st.sampled_from(["cached_input", "cache_write"]), st.sampled_from([0, 500, 501])),
+        st.just(("output", 500)),
+    ),
     st.lists(
         st.tuples(
             st.sampled_from([
@@ -769,7 +811,7 @@ admits = st.builds(
     models=st.sampled_from(
         [("echo",), ("echo",), ("echo", "dear"), ("dear", "echo"), ("odd", "echo"), ("odd",)]
     ),
-    input_bound=st.sampled_from([0, 10, 1000, 1000, 1000, 1777, None]),
+    input_bound=st.sampled_from([0, 10, 1000, 1000, 1000, 1001, 1777, None]),
     max_output_tokens=st.sampled_from([None, None, 0, 1, 500, 500, 500, 500, 3000]),
     choices=st.sampled_from([1, 1, 1, 3]),
     media_output=st.sampled_from([False, False, True]),
@@ -817,6 +859,7 @@ prices = st.builds(
     halves=st.integers(0, 4),
     service=st.one_of(st.none(), st.integers(0, 1)),
     ahead=st.sampled_from([False, False, False, True]),
+    further=st.sampled_from([0, 0, 1, 500, None]),
 )
 settings_of_terms: list[tuple[str, str | int | None]] = [
     ("commission_percent", "0"), ("commission_percent", "12.345678"), ("commission_percent", "50"),

@@ -112,6 +112,11 @@ def test_those_that_edit_do_what_they_say_and_are_audited(studio: Engine) -> Non
         (2, 8),
         (usd("0.15"), usd("0.6")),
     ]
+    offer = {"model": ("my-model", "echo"), "provider": ("openai", "openai-compatible")}
+    run(studio, "change_price_by_length", **offer)
+    assert studio.value("select tiers from gateway.prices order by id desc limit 1") == [
+        {"above_input_tokens": 200_000, "input": usd("2.5"), "output": 15}
+    ]
     assert last_audited() == ("prices", "insert", who)
     run(studio, "suspend_customer", address=address)
     assert last_audited() == ("customers", "update", who)

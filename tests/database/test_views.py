@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from tests.fixtures.database import Database
 
 # Summaries: they must not read the log, whose size is no bound.
-SUMMARIES = ("customer_spend", "model_margin", "provider_margin", "limit_usage", "key_overview", "price_list")
+SUMMARIES = (
+    "customer_spend",
+    "model_margin",
+    "provider_margin",
+    "limit_usage",
+    "key_overview",
+    "price_list",
+    "price_tiers",
+)
 ZONES = ("UTC", "Asia/Kolkata", "America/New_York", "Pacific/Kiritimati")
 
 
@@ -316,6 +324,24 @@ def test_the_books_read_in_words(studio: Engine) -> None:
     assert (credit["kind"], credit["balance_after_usd"]) == ("credit", 10)
 
 
+def test_long_prompts_have_a_line_for_each_tier_in_force(studio: Engine) -> None:
+    tiers = [
+        {"above_input_tokens": 1000, "input": "4", "output": "9"},
+        {"above_input_tokens": 2000, "input": "5", "output": "20"},
+    ]
+    studio.model("tiered", {"input": "2", "output": "8", "tiers": tiers})
+    studio.run("update gateway.prices set tiers = jsonb_set(tiers, '{0,input}', '3') where tiers is not null")
+    found = rows(studio, "gateway.price_tiers", "model = 'tiered'")
+    assert [
+        (line["above_input_tokens"], line["input_per_million_usd"], line["output_per_million_usd"])
+        for line in found
+    ] == [(1000, 3, 9), (2000, 5, 20)]
+    assert found[0]["cached_input_per_million_usd"] is None
+    # what a token costs at most, whatever the length
+    assert row(studio, "legacy.pricing", "model = 'tiered'")["price_per_token"] == 0.00002
+    assert rows(studio, "gateway.price_tiers", "model = 'echo'") == []
+
+
 def test_the_price_list_has_the_price_in_force_and_tells_of_the_next(studio: Engine) -> None:
     studio.run("update gateway.prices set input = 4 where offer_id = 1")
     studio.run(
@@ -434,6 +460,10 @@ def test_no_view_can_be_edited(studio: Engine) -> None:
     customer = studio.customer("10")
     studio.call("set_limits", p_customer_id=customer.id, p_rate_limits={"requests_per_day": 1})
     use(studio, customer)
+    studio.model(
+        "tiered",
+        {"input": "2", "output": "8", "tiers": [{"above_input_tokens": 9, "input": "4", "output": "9"}]},
+    )
     studio.run("insert into gateway.limits (key_id, per, requests) values (1, 'day', 9)")
     other = studio.customer("10")
     fail(studio, other)

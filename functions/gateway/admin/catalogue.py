@@ -10,7 +10,13 @@ from gateway.http import JSONResponse, read_model, validate
 from gateway.paging import Page, path_id
 from gateway.providers.registry import provider_named
 from gateway.refusals import accept, found
-from gateway.schemas.admin import CreateModelRequest, CreatePriceRequest, Prices, UpdateModelRequest
+from gateway.schemas.admin import (
+    CreateModelRequest,
+    CreatePriceRequest,
+    Prices,
+    PriceTier,
+    UpdateModelRequest,
+)
 from gateway.schemas.admin_queries import SearchQuery
 from gateway.schemas.values import as_sent
 
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
     from gateway.principals import Principal
     from gateway.runtime.process import Process
     from gateway.schemas.admin import Offer
+    from gateway.schemas.values import Body
 
 TEXT = ("text",)
 
@@ -133,8 +140,18 @@ def _offers(asked: Sequence[Offer]) -> list[dict[str, Any]]:
 
 
 def _prices(prices: Prices) -> dict[str, Any]:
+    said = _said(prices, Prices)
+    if prices.tiers:
+        said["tiers"] = [_said(tier, PriceTier) for tier in prices.tiers]
+    return said
+
+
+def _said(body: Body, kind: type[Body]) -> dict[str, Any]:
+    """Return what is given of the fields of `kind`; tiers are lists of such."""
     return {
-        name: as_sent(value) for name in Prices.model_fields if (value := getattr(prices, name)) is not None
+        name: as_sent(value)
+        for name in kind.model_fields
+        if name != "tiers" and (value := getattr(body, name)) is not None
     }
 
 

@@ -308,7 +308,9 @@ ROUTES: Routes = {
         "needed; the others are `upstream_model`, `context_length`, `max_output_tokens`, "
         "`input_modalities`, `output_modalities` (words with spaces between), `cached_input`, `cache_write`, "
         "`audio_input`, `image_input`, `audio_output`, `image_output`, `per_request`, `per_image`, "
-        "`cache_write_1h`, `source` and `source_date`. Prices are USD per million tokens; an empty cell says "
+        "`cache_write_1h`, `source`, `source_date` and `above_input_tokens`: a line with that is what "
+        "requests with more input tokens cost, all of them, and has the classes of the offer's own line. "
+        "Prices are USD per million tokens; an empty cell says "
         "nothing. In place of `input` and `output` there may be `price_per_token`: USD for a token, read or "
         "written alike. A list has at most 20,000 lines.",
         upload=Content(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from gateway.schemas.chat import MAX_TOKENS
@@ -29,6 +29,9 @@ from gateway.schemas.values import (
     WarnPercent,
     Weight,
 )
+
+if TYPE_CHECKING:
+    from pydantic import ValidationInfo
 
 PROVIDER_KEY_CHARS = 4000
 
@@ -184,11 +187,45 @@ class UpdateServiceRequest(Patch):
     active: bool | None = None
 
 
+TOKEN_CLASSES = (
+    "input",
+    "output",
+    "cached_input",
+    "cache_write",
+    "audio_input",
+    "image_input",
+    "audio_output",
+    "image_output",
+    "cache_write_1h",
+)
+
+
+class PriceTier(Body):
+    """What a request takes instead, all of it, that has more than so many input tokens, cached ones included.
+
+    USD per million tokens of each class: of the classes that the price itself has, and of no other.
+    """
+
+    above_input_tokens: Tokens
+    input: Usd
+    output: Usd
+    cached_input: Usd | None = None
+    cache_write: Usd | None = None
+    audio_input: Usd | None = None
+    image_input: Usd | None = None
+    audio_output: Usd | None = None
+    image_output: Usd | None = None
+    cache_write_1h: Usd | None = None
+
+
+MAX_TIERS = 16
+
+
 class Prices(Body):
     """What a provider takes: USD per million tokens of each class, USD per request and image.
 
     A class without a price costs what its base class (input or output) costs. Without one of
-    `cache_write_1h`, requests that ask for a cache of an hour are refused.
+    `cache_write_1h`, requests that ask for a cache of an hour are refused. `tiers` are for long prompts.
     """
 
     input: Usd
@@ -204,6 +241,32 @@ class Prices(Body):
     cache_write_1h: Usd | None = None
     source: Annotated[str, Field(max_length=500)] | None = None
     source_date: Day | None = None
+    tiers: Annotated[list[PriceTier], Field(max_length=MAX_TIERS)] | None = None
+    """In any order."""
+
+    @field_validator("tiers")
+    @classmethod
+    def _of_different_lengths_and_of_the_same_classes(
+        cls, tiers: list[PriceTier] | None, info: ValidationInfo
+    ) -> list[PriceTier] | None:
+        found: set[int] = set()
+        for tier in tiers or ():
+            length = tier.above_input_tokens
+            if length in found:
+                raise PydanticCustomError(
+                    "twice", "two begin above {length} input tokens", {"length": length}
+                )
+            found.add(length)
+            for name in TOKEN_CLASSES:
+                # a price that is itself malformed is told of by itself
+                if name in info.data and (info.data[name] is None) != (getattr(tier, name) is None):
+                    lacks = "lacks" if getattr(tier, name) is None else "alone has"
+                    raise PydanticCustomError(
+                        "classes",
+                        "the one above {length} input tokens {lacks} {name}",
+                        {"length": length, "lacks": lacks, "name": name},
+                    )
+        return tiers
 
 
 class CreatePriceRequest(Prices):

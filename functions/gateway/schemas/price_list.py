@@ -39,6 +39,8 @@ _Tokens = Annotated[Tokens, BeforeValidator(_count), WithJsonSchema({"type": "in
 class PriceLine(Prices):
     """A provider's offer of a model: what it takes, and what is known of the model. Lengths are in tokens.
 
+    With `above_input_tokens` it is a tier: what the provider takes for requests with more input tokens.
+
     Modalities are words with spaces between them. What is not said is unknown: a model that is added without
     modalities reads and writes text.
     """
@@ -47,6 +49,7 @@ class PriceLine(Prices):
     provider: ProviderName
     upstream_model: UpstreamModel | None = None
     """None: the provider calls it as we do."""
+    above_input_tokens: _Tokens | None = None
     context_length: _Tokens | None = None
     max_output_tokens: _Tokens | None = None
     input_modalities: Annotated[list[InputModality], BeforeValidator(_words)] | None = None

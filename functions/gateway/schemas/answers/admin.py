@@ -312,6 +312,21 @@ class DeletedService(Answer):
     deleted: Literal[True]
 
 
+class PriceTierAnswer(Answer):
+    """What a request with more input tokens costs instead, all of it. It has the classes of its price."""
+
+    above_input_tokens: Count = Field(examples=[200000])
+    input: Usd
+    output: Usd
+    cached_input: Usd = "0"
+    cache_write: Usd = "0"
+    cache_write_1h: Usd = "0"
+    audio_input: Usd = "0"
+    image_input: Usd = "0"
+    audio_output: Usd = "0"
+    image_output: Usd = "0"
+
+
 class PricesAnswer(Answer):
     """One version of what a provider takes: USD per million tokens of each class, as exact decimal text.
 
@@ -333,6 +348,7 @@ class PricesAnswer(Answer):
     per_request: Usd = "0"
     per_image: Usd = "0"
     cache_write_1h: Usd = Field(default="0", description="Of what is written to a cache for an hour.")
+    tiers: list[PriceTierAnswer] = Field(default=[], description="Prices of long prompts, ascending.")
 
 
 class Price(PricesAnswer):
@@ -362,7 +378,10 @@ class ChangedPrice(Answer):
 
     model: str = Field(examples=["gpt-4o-mini"])
     provider: str = Field(examples=["openai"])
-    changes: dict[str, PriceStep] = Field(examples=[{"output": {"old": "0.6", "new": "0.5"}}])
+    changes: dict[str, PriceStep] = Field(
+        description="A tier's classes have its threshold behind them, as in `input_above_200000`.",
+        examples=[{"output": {"old": "0.6", "new": "0.5"}}],
+    )
 
 
 class AddedOffer(Answer):
@@ -379,7 +398,7 @@ class PriceImport(Answer):
     """
 
     dry_run: bool
-    lines: Count
+    lines: Count = Field(description="Those of offers; a tier's goes with its offer's.")
     models_added: list[str] = Field(examples=[["gpt-4o-mini"]])
     offers_added: list[AddedOffer]
     prices_changed: list[ChangedPrice]

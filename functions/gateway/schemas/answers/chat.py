@@ -100,6 +100,20 @@ class LayersAnswer(Answer):
     usage: LayersUsage
 
 
+class PricingOverride(Answer):
+    """What the whole of a call with more prompt tokens than `min_prompt_tokens` pays for a token instead."""
+
+    min_prompt_tokens: Count = Field(
+        description="Cached ones included. The prices are those of a prompt that has more than these.",
+        examples=[200000],
+    )
+    prompt: Usd = Field(examples=["0.000000315"])
+    completion: Usd = Field(examples=["0.00000126"])
+    input_cache_read: Usd = "0"
+    input_cache_write: Usd = "0"
+    audio: Usd = "0"
+
+
 class Pricing(Answer):
     """What the customer pays, in USD for one token, request or image, as exact decimal text."""
 
@@ -110,6 +124,10 @@ class Pricing(Answer):
     input_cache_write: Usd = "0"
     audio: Usd = "0"
     image: Usd = "0"
+    overrides: list[PricingOverride] = Field(
+        default=[],
+        description="What long prompts pay instead, ascending: the last that applies. Only where it is more.",
+    )
 
 
 class Model(Answer):
