@@ -148,6 +148,75 @@ def test_what_costs_its_tokens_alone_goes_out_as_it_is(provider: str, free: dict
     assert free.items() <= sent(a_call(provider, {"messages": [], **free})).items()
 
 
+# What other providers have said.
+
+MIXED: list[dict[str, Any]] = [
+    {"role": "user", "content": [{"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}]},
+    {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "annotations": [],
+        "reasoning_content": "Hm.",
+        "reasoning_details": [{"type": "reasoning.text", "text": "Hm.", "signature": "s"}],
+        "extra_content": {"google": {"thought_signature": "s"}},
+        "tool_calls": [
+            {
+                "id": "1",
+                "type": "function",
+                "function": {"name": "f", "arguments": '{"citations": null}'},
+                "extra_content": {"google": {"thought_signature": "s"}},
+            }
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "42"},
+]
+TOLD: list[dict[str, Any]] = [
+    {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"citations": null}'}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "42"},
+]
+SCHEMA = {"type": "object", "properties": {"citations": {"default": None}}}
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+
+
+@pytest.mark.parametrize("provider", SPEAKS_OPENAIS)
+def test_a_conversation_goes_on_at_a_provider_that_takes_openais_fields_alone(provider: str) -> None:
+    """OpenAI, Mistral and Groq refuse a message for a field that they don't know."""
+    tools = [TOOL | {"cache_control": {"type": "ephemeral"}}]
+    given = {"messages": MIXED, "tools": tools}
+    before = json.dumps(given)
+    body = sent(a_call(provider, given))
+    assert json.dumps(given) == before
+    strict = provider in {"openai", "mistral", "groq"}
+    assert body["messages"] == (TOLD if strict else MIXED)
+    assert body["tools"] == ([TOOL] if strict else tools)
+
+
+def test_groq_is_told_again_what_its_model_thought() -> None:
+    thought = {"role": "assistant", "content": "42", "reasoning": "Hm.", "reasoning_details": []}
+    (told,) = sent(a_call("groq", {"messages": [thought]}))["messages"]
+    assert told == {"role": "assistant", "content": "42", "reasoning": "Hm."}
+
+
+@pytest.mark.parametrize("provider", SPEAKS_OPENAIS)
+def test_an_image_that_a_model_has_made_is_not_lost_unsaid(provider: str) -> None:
+    images = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+    messages = [{"role": "assistant", "content": "Here.", "images": images}]
+    if provider in {"openai", "mistral", "groq"}:
+        with pytest.raises(Unprocessable) as refusal:
+            sent(a_call(provider, {"messages": messages}))
+        assert refusal.value.param == "messages.0.images"
+    else:
+        assert sent(a_call(provider, {"messages": messages}))["messages"] == messages
+
+
 # DeepSeek.
 
 

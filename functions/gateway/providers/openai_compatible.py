@@ -37,7 +37,7 @@ from gateway.providers.wire import (
 from gateway.schemas.usage import TokenUsage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 MAX_PLAUSIBLE_TOKENS = 100_000_000
 """A count above this is no count: no model has a context a tenth as long."""
@@ -50,6 +50,18 @@ _DONE_REASONS = frozenset({"eos", "eos_token", "stop_sequence"})
 _SOLD_APART = ("web_search_options", "search_parameters", "speed", "preset")
 _FREE_PLUGINS = frozenset({"response-healing", "context-compression"})
 _CLIENTS_TOOLS = frozenset({"function", "custom"})
+# What answers hold beside what was said, whoever gave them, and what is said of caches. No model reads it.
+_ASIDES = frozenset(
+    {
+        "reasoning",
+        "reasoning_content",
+        "reasoning_details",
+        "extra_content",
+        "citations",
+        "annotations",
+        "cache_control",
+    }
+)
 _USAGE_NULL_AT_END = ',"usage":null}'
 
 
@@ -62,8 +74,9 @@ class OpenAICompatibleWire:
         """Return the client's own object with the model, the bound and the stream options put right.
 
         `models` and `route: fallback` stay behind: the gateway falls back by itself, so that each attempt
-        is priced and admitted. Raises Unprocessable (422) for what has no price here, such as searches and
-        faster tiers, and ProviderError (operator) where the key is missing or unusable.
+        is priced and admitted. Asides of other providers stay behind where the provider would refuse them.
+        Raises Unprocessable (422) for what has no price here, such as searches and faster tiers, and
+        ProviderError (operator) where the key is missing or unusable.
         """
         provider = call.provider
         unpriced = _unpriced(call)
@@ -76,6 +89,8 @@ class OpenAICompatibleWire:
         }
         if body.get("route") == "fallback":
             del body["route"]
+        if provider.asides is not None:
+            _leave_asides(call, body, _ASIDES - provider.asides)
         body["model"] = call.model
         if call.output_bound is not None:
             body[provider.output_bound_field] = call.output_bound
@@ -343,6 +358,33 @@ def _unpriced(call: ProviderCall) -> list[str]:
     for name in found:
         refuse_parameter(call, name, "what it costs has no price here")
     return found
+
+
+def _leave_asides(call: ProviderCall, body: dict[str, Any], asides: Collection[str]) -> None:
+    """Leave out of the messages and tools what only other providers know.
+
+    Raises Unprocessable (422) for images that a model has made: they are content, and can't be told.
+    """
+    body.pop("cache_control", None)
+    for name in ("messages", "tools"):
+        if body.get(name):
+            body[name] = [_plain(each, asides) for each in body[name]]
+    for index, message in enumerate(body.get("messages") or []):
+        if message.pop("images", None):
+            raise unsupported_content(call, f"messages.{index}.images", "images that a model has made")
+
+
+def _plain(given: Mapping[str, Any], asides: Collection[str]) -> dict[str, Any]:
+    """Return a message, a part of one, a call or a tool without asides, and without what is null beside."""
+    plain = {
+        name: value
+        for name, value in given.items()
+        if name not in asides and (value is not None or name == "content")
+    }
+    for name in ("content", "tool_calls"):
+        if isinstance(plain.get(name), list):
+            plain[name] = [_plain(each, asides) for each in plain[name]]
+    return plain
 
 
 def _is_free(plugins: Any) -> bool:

@@ -35,6 +35,7 @@ PROVIDERS: tuple[Provider, ...] = (
         base_url="https://api.openai.com/v1",
         # max_tokens is deprecated there, and refused by the reasoning models.
         output_bound_field="max_completion_tokens",
+        asides=frozenset(),
     ),
     Provider(
         name="anthropic",
@@ -81,6 +82,8 @@ PROVIDERS: tuple[Provider, ...] = (
         wire=OPENAI_COMPATIBLE,
         base_url="https://api.groq.com/openai/v1",
         output_bound_field="max_completion_tokens",
+        # "property 'annotations' is unsupported"; null as well.
+        asides=frozenset({"reasoning"}),
         # "Pricing matches the on-demand tier"; `performance` is capacity that was bought beforehand.
         service_tiers=("auto", "on_demand", "flex", "performance"),
     ),
@@ -93,6 +96,8 @@ PROVIDERS: tuple[Provider, ...] = (
         # stream_options.include_usage and max_completion_tokens are both refused with 422 ("extra inputs are
         # not permitted"); the last chunk carries usage all the same.
         stream_usage_option=False,
+        # "Extra inputs are not permitted" in messages, too; null as well.
+        asides=frozenset(),
     ),
     Provider(
         name="together",
@@ -164,9 +169,10 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider(
         name="local",
         title="the local model",
-        wire=OPENAI_COMPATIBLE,
+        wire=late_wire("gateway.providers.openai_text", "OPENAI_TEXT"),
+        chat=TEXT_CHAT,
         base_url=None,
-        # A server of our own (gateway.local_model) that only this gateway reaches may do without one.
+        # A server of our own (gateway.local_models) that listens on the loopback may do without one.
         key_needed=False,
     ),
 )
