@@ -304,6 +304,47 @@ def test_images_of_a_tool_result_reach_a_model_whose_tools_answer_in_text(gatewa
     assert kinds.index("image") > max(i for i, piece in enumerate(given) if "tool" in piece)
 
 
+@anthropic.beta_tool
+def get_weather(city: str) -> str:
+    """Tell the weather.
+
+    Args:
+        city: Where.
+    """
+    return f"Rain in {city}"
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_sdk_runs_a_loop_of_tools(gateway: RunningGateway, wire: str, *, streams: bool) -> None:
+    """It asks for a thread that the server keeps, and goes on without one where it is told of none."""
+    customer = gateway.customer("1")
+    client = sdk(gateway, customer)
+    runner = client.beta.messages.tool_runner(
+        model=model(gateway, wire, "echo"),
+        max_tokens=200,
+        messages=HELLO,
+        tools=[get_weather],
+        stream=streams,
+    )
+    last: Any = runner.until_done()
+    assert (last.stop_reason, last.content[0].text) == ("end_turn", "You said: Rain in example")
+    assert len(settled(gateway, customer, 2)) == gateway.simulator.calls.count() == 2
+
+
+def test_a_thread_is_refused_in_the_words_that_clients_know(gateway: RunningGateway) -> None:
+    """What a provider keeps under the gateway's own key, other customers' clients could go on with."""
+    customer = gateway.customer("1")
+    name = model(gateway, "anthropic", "echo")
+    body = {"model": name, "max_tokens": 10, "messages": HELLO}
+    for thread in ({"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}):
+        with pytest.raises(anthropic.types.ThreadUnsupportedRequestError) as caught:
+            sdk(gateway, customer).post(MESSAGES, body={**body, "thread": thread}, cast_to=object)
+        assert caught.value.details.error_code == "thread_unsupported_request"
+    assert gateway.simulator.calls.count() == 0
+    assert gateway.http(customer).post(MESSAGES, json={**body, "thread": None}).status_code == 200
+
+
 def sent(gateway: RunningGateway) -> dict[str, Any]:
     """The body of the provider's last call."""
     body: dict[str, Any] = gateway.simulator.calls.last().body

@@ -15,6 +15,7 @@ from gateway.calls import Calls
 from gateway.completions import Completions
 from gateway.database.client import DatabaseError
 from gateway.database.rpc import RateLimits, Refusal
+from gateway.errors import Unprocessable
 from gateway.http import JSONResponse, Operation, read_body, validate
 from gateway.messages.dialect import MESSAGES_DIALECT
 from gateway.metering import database_failed, refusal_error
@@ -86,6 +87,7 @@ class Messages:
         key = api_key(request.headers)
         raw = await read_body(request)
         given = _without_nulls(json_text.parse_request(raw))
+        _refuse_thread(given)
         asked = validate(MessagesRequest, given)
         translated = translate(given)
         exchange = Exchange(
@@ -141,6 +143,20 @@ def _refuse(code: str | None, **details: str) -> None:
     """Raise the contract's error for what the database refused; None is no refusal."""
     if code is not None:
         raise refusal_error(Refusal(code, RateLimits(), details))
+
+
+def _refuse_thread(given: Any) -> None:
+    """Refuse to go on with a conversation that the server keeps, in words at which SDKs send the whole of it.
+
+    Its price could not be bounded; and what Anthropic keeps under the gateway's key, any customer could go on
+    with: https://platform.claude.com/docs/en/build-with-claude/message-threads (November 2026).
+    """
+    if isinstance(given, dict) and "thread" in given:
+        raise Unprocessable(
+            "The gateway keeps no threads: send the whole conversation, without 'thread'.",
+            code="thread_unsupported_request",
+            param="thread",
+        )
 
 
 def _without_nulls(value: Any) -> Any:

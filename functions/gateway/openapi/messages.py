@@ -46,7 +46,8 @@ ROUTES: Routes = {
         "other providers both are translated: tools and their results, images, documents, JSON by a schema, "
         "thoughts. Marks for caching stay behind there; what has no counterpart is refused (400), by its "
         "path.\n\nOf the request's fields only those are taken that are named here: another could change "
-        "what the call costs. Refused are tools that run at the provider, and files of Anthropic's.\n\nWhat "
+        "what the call costs. Refused are tools that run at the provider, files of Anthropic's, and threads "
+        "(`thread_unsupported_request`, at which Anthropic's SDKs send the whole conversation).\n\nWhat "
         "is invalid is 400 under this path, as it is at Anthropic.",
         parameters=(IDEMPOTENCY_KEY, *_PARAMETERS),
         request={
