@@ -1272,6 +1272,9 @@ def test_usage_is_read_in_disjoint_classes(reported: Any, expected: TokenUsage |
 def test_images_without_a_breakdown_are_charged_as_images() -> None:
     usage = read_usage({"promptTokenCount": 5, "candidatesTokenCount": 1290}, images=1)
     assert usage == TokenUsage(input=5, image_output=1290, images=1)
+    text = [{"modality": "TEXT", "tokenCount": 10}]
+    reported = {"promptTokenCount": 5, "candidatesTokenCount": 1300, "candidatesTokensDetails": text}
+    assert read_usage(reported, images=1) == TokenUsage(input=5, output=10, image_output=1290, images=1)
 
 
 def test_usage_that_denies_what_was_generated_is_none() -> None:
@@ -1416,6 +1419,37 @@ def test_it_does_not_matter_how_the_bytes_arrive(name: str, cuts: tuple[int, ...
     assert _joined(once) == _joined(pieces)
 
 
+def _event(body: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+def test_a_stream_cut_before_output_was_counted_has_its_input_as_it_was_told() -> None:
+    told = {
+        "promptTokenCount": 100,
+        "promptTokensDetails": [{"modality": "AUDIO", "tokenCount": 90}],
+        "cachedContentTokenCount": 4,
+    }
+    stream = GEMINI.open_stream(CALL)
+    before = stream.input_usage
+    stream.feed(_event({**_body({"text": "Hel"}, reason=None), "usageMetadata": told}))
+    stream.feed(_event({**_body({"text": "lo"}, reason=None), "usageMetadata": {"trafficType": "ON_DEMAND"}}))
+    uncounted = stream.usage
+    assert (before, uncounted) == (None, None)
+    assert stream.input_usage == TokenUsage(input=6, cached_input=4, audio_input=90)
+    counted = {**told, "candidatesTokenCount": 2, "thoughtsTokenCount": 3}
+    stream.feed(_event({**_body({"text": "!"}, reason=None), "usageMetadata": counted}))
+    assert stream.usage == TokenUsage(input=6, cached_input=4, audio_input=90, output=5, reasoning=3)
+    assert stream.input_usage == TokenUsage(input=6, cached_input=4, audio_input=90)
+
+
+def test_an_image_of_the_largest_size_is_one_event() -> None:
+    data = "A" * (30 * 1024 * 1024)
+    stream = GEMINI.open_stream(DRAWING)
+    [chunk] = stream.feed(_event(_body({"inlineData": {"mimeType": "image/png", "data": data}})))
+    assert isinstance(chunk, Chunk)
+    assert len(chunk.sse) > len(data)
+
+
 @given(st.integers(0, 900))
 def test_a_stream_that_was_cut_is_not_whole(cut: int) -> None:
     content = _read("stream_text.sse")
@@ -1461,7 +1495,7 @@ def test_nothing_is_given_out_before_there_is_content() -> None:
     assert not stream.complete
 
 
-@pytest.mark.parametrize("data", [b"data: <html>\n\n", b"data: 7\n\n", b"data: [1]\n\n", b"x" * (17 << 20)])
+@pytest.mark.parametrize("data", [b"data: <html>\n\n", b"data: 7\n\n", b"data: [1]\n\n", b"x" * (65 << 20)])
 def test_an_event_that_can_not_be_read_ends_the_stream(data: bytes) -> None:
     stream = GEMINI.open_stream(CALL)
     (event,) = stream.feed(data)

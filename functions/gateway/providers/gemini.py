@@ -15,6 +15,7 @@ import hashlib
 import json
 import secrets
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -65,6 +66,8 @@ _FINISH_REASONS = {
 _KEY_REASONS = frozenset({"API_KEY_INVALID", "API_KEY_EXPIRED"})
 _ABOUT_THE_KEY = ("api key not valid", "api key expired", "api key not found")
 _BAD_REQUEST, _UNAUTHORIZED = 400, 401
+_MAX_EVENT_BYTES = 64 * 1024 * 1024
+"""One event holds a whole image: of 4096 x 4096 in base64, some 30 MB."""
 
 
 class GeminiWire:
@@ -319,7 +322,7 @@ class GeminiStream:
 
     def __init__(self, call: ProviderCall) -> None:
         self._call = call
-        self._decoder = SSEDecoder()
+        self._decoder = SSEDecoder(max_event_bytes=_MAX_EVENT_BYTES)
         self._head: dict[str, Any] = {}
         self._choices = _Choices("")
         self._begun: set[int] = set()
@@ -332,8 +335,11 @@ class GeminiStream:
         return credible(read_usage(self._reported, images=self._choices.images), self.generated)
 
     @property
-    def input_usage(self) -> None:
-        return None
+    def input_usage(self) -> TokenUsage | None:
+        told = read_usage(self._reported)
+        if told is None:
+            return None
+        return replace(told, output=0, audio_output=None, image_output=None, reasoning=None)
 
     @property
     def reported_cost_usd(self) -> Decimal | None:
@@ -402,8 +408,10 @@ class GeminiStream:
         if not self._head:
             self._head = _head(self._call, said)
             self._choices = _Choices(self._head["id"])
-        if isinstance(said.get("usageMetadata"), dict):
-            self._reported = said["usageMetadata"]
+        reported = said.get("usageMetadata")
+        if read_usage(reported) is not None:
+            # Some events tell a tier alone.
+            self._reported = reported
         candidates = read_candidates(said)
         self._blocked = self._blocked or any("blockReason" in candidate for candidate in candidates)
         chunks = (self._chunk(candidate) for candidate in candidates)
@@ -472,8 +480,8 @@ def read_usage(reported: Any, *, images: int = 0) -> TokenUsage | None:
 
     `promptTokenCount` holds what came from a cache; `toolUsePromptTokenCount` and `thoughtsTokenCount` stand
     beside the others' counts, unless the total says that the thoughts are inside the candidates'. Counts of
-    zero are not written. Video and documents are charged as text is. `images` is how many were made: without
-    a breakdown, all that was made then counts as images, which are the dearest.
+    zero are not written. Video and documents are charged as text is. `images` is how many were made: what the
+    breakdown leaves open then counts as images, which are the dearest.
     """
     if not isinstance(reported, dict):
         return None
@@ -496,8 +504,8 @@ def read_usage(reported: Any, *, images: int = 0) -> TokenUsage | None:
     audio = min(sent["AUDIO"], rest) if "AUDIO" in sent else None
     image = min(sent["IMAGE"], rest - (audio or 0)) if "IMAGE" in sent else None
     drawn = _by_modality(reported.get("candidatesTokensDetails"))
-    if images and not drawn:
-        drawn = {"IMAGE": made}
+    if images and "IMAGE" not in drawn:
+        drawn["IMAGE"] = max(made - sum(drawn.values()), 0)
     image_output = min(drawn["IMAGE"], made) if "IMAGE" in drawn else None
     audio_output = min(drawn["AUDIO"], made - (image_output or 0)) if "AUDIO" in drawn else None
     return TokenUsage(
