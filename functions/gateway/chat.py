@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from gateway.runtime.process import Process
 
 _DONE = b"data: [DONE]\n\n"
+# For the provider's own eyes: clients name them unasked, to any model, and no answer depends on them.
+_ASIDES = frozenset({"user", "safety_identifier", "metadata", "prompt_cache_key"})
 
 
 class Chat:
@@ -55,7 +57,7 @@ class Chat:
         raw = await read_body(request)
         body = json_text.parse_request(raw)
         asked = validate(ChatCompletionRequest, body)
-        exchange = Exchange(body, stream=asked.wants_stream, wants_usage=asked.wants_usage)
+        exchange = Exchange(body, stream=asked.wants_stream, wants_usage=asked.wants_usage, droppable=_ASIDES)
         call = await self._calls.admit(
             request,
             key,

@@ -371,6 +371,18 @@ def test_a_parameter_that_the_provider_lacks_is_refused(gateway: RunningGateway,
     assert gateway.balance(customer) == (1, 0)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_only_says_who_calls_is_left_out_and_that_is_said(
+    gateway: RunningGateway, *, stream: bool
+) -> None:
+    base_url = gateway.simulator.base_url.removesuffix("/v1") + "/gemini/v1beta"
+    told = {"user": "u", "safety_identifier": "s", "metadata": {"a": "b"}, "prompt_cache_key": "k"}
+    model = gateway.model("echo", provider="gemini", base_url=base_url)
+    answered = post(gateway, gateway.customer("5"), model, **told, stream=stream)
+    assert answered.status_code == 200, answered.text
+    assert answered.headers["x-gateway-dropped-parameters"] == ", ".join(sorted(told))
+
+
 @pytest.mark.usefixtures("dropping")
 @pytest.mark.parametrize("stream", [False, True])
 def test_it_is_left_out_by_a_setting_and_the_answer_says_so(gateway: RunningGateway, *, stream: bool) -> None:
