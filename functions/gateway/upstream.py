@@ -4,7 +4,8 @@ A route that fails before a byte of its answer was used gives way to the next, w
 no connection, 408, 429, 5xx. A connection that breaks after the request was sent does not: the provider may
 have done the work, and another would do it again. A route whose wire can't say what the client said gives way
 as well. Before it does, a route is tried once more where that takes no time worth speaking of: after a
-connection that failed, and where the provider says to come back within seconds.
+connection that failed, where the provider says to come back within seconds, and, if it is the last one, after
+a failure of its server.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ _LONGEST_PAUSE_SECONDS = 3.0
 """The longest retry-after that is waited for on the last route."""
 _LONGEST_PAUSE_BEFORE_OTHERS_SECONDS = 0.5
 """The same where another route is left: it may answer sooner."""
+_BACK_OFF_SECONDS = 0.5
+"""Before the last route is tried again after a failure that says no time, on average."""
 _BUSY = frozenset({429, 503})
+_MOMENTARY = frozenset({500, 502, 503, 529})
+"""Failures of a server that came at once: with 504 it was too slow already, with 429 it wants us to wait."""
 _MOST_DROPPED = 32
 """Parameters that are left out of one call; each takes a translation of the whole body."""
 _REQUEST_ID_HEADERS = ("x-request-id", "request-id", "x-generation-id")
@@ -336,6 +341,8 @@ def _pause(error: ProviderError, *, is_last: bool) -> float | None:
     longest = _LONGEST_PAUSE_SECONDS if is_last else _LONGEST_PAUSE_BEFORE_OTHERS_SECONDS
     if error.status in _BUSY and error.retry_after is not None and error.retry_after <= longest:
         return error.retry_after + _CONNECT_PAUSE_SECONDS * random.random()  # noqa: S311
+    if is_last and error.status in _MOMENTARY and error.retry_after is None:
+        return _BACK_OFF_SECONDS * (0.5 + random.random())  # noqa: S311
     return None
 
 

@@ -197,8 +197,25 @@ async def test_nobody_waits_long_where_another_route_is_left(providers: Any) -> 
     assert made.called == [1, 1]
 
 
+@pytest.mark.parametrize("number", [500, 502, 503, 529])
+async def test_a_servers_failure_is_tried_once_more_where_no_other_route_is_left(
+    providers: Any, number: int
+) -> None:
+    made = providers(of_1=[status(500)], of_2=[status(number), good()])
+    asked = exchange(route(1), route(2))
+    assert json.loads(await made.exchange(asked)) == ANSWER
+    assert made.called == [1, 2, 2]
+    assert 0.25 <= made.pauses[0] <= 0.75
+    assert [failed["status"] for failed in asked.failed_routes] == [500, number]
+
+    made = providers(of_1=[status(number), status(number), good()])
+    with pytest.raises(ProviderError):
+        await made.exchange(exchange(route(1)))
+    assert made.called == [1, 1]
+
+
 @pytest.mark.parametrize(
-    "said", [status(429), status(503), status(429, "4"), status(500, "1"), status(408, "1")]
+    "said", [status(429), status(504), status(503, "4"), status(429, "4"), status(500, "1"), status(408, "1")]
 )
 async def test_no_other_failure_is_tried_again(providers: Any, said: httpx.Response) -> None:
     made = providers(of_1=[said, good()])
@@ -259,7 +276,7 @@ async def test_the_next_route_that_can_say_it_is_called(providers: Any) -> None:
 
 async def test_a_failure_that_may_pass_is_told_before_what_the_others_lack(providers: Any) -> None:
     for routes in ((route(1), route(2, "anthropic")), (route(2, "anthropic"), route(1))):
-        made = providers(of_1=[status(500)])
+        made = providers(of_1=[status(500), status(500)])
         with pytest.raises(ProviderError) as failure:
             await made.exchange(exchange(*routes, body={**BODY, "seed": 1}))
         assert failure.value.status == 500
