@@ -390,6 +390,20 @@ def test_each_choice_of_tools(choice: Any, parallel: bool | None, expected: Any)
         assert "tool_choice" not in _sent(tools=[], tool_choice=choice, parallel_tool_calls=parallel)
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+def test_a_model_that_can_not_be_made_to_call_a_tool_is_not_told_to(choice: Any) -> None:
+    for model in ("claude-fable-5-1", "claude-mythos-5-1", "claude-opus-5-5", "claude-sonnet-5-5"):
+        call = replace(CALL, model=model)
+        error = _refused(call, tools=[WEATHER], tool_choice=choice)
+        assert (error.param, error.code) == ("tool_choice", "unsupported_parameter")
+        dropping = replace(call, dropped=frozenset({"tool_choice"}))
+        assert "tool_choice" not in _sent(dropping, tools=[WEATHER], tool_choice=choice)
+        assert _sent(call, tools=[WEATHER], tool_choice="none")["tool_choice"] == {"type": "none"}
+    for model in ("claude-fable-5", "claude-opus-5", "claude-haiku-5-5", "a-name-of-our-own"):
+        sent = _sent(replace(CALL, model=model), tools=[WEATHER], tool_choice=choice)
+        assert sent["tool_choice"]["type"] in {"any", "tool"}
+
+
 @pytest.mark.parametrize("tool", [{"type": "web_search_20250305", "name": "web_search"}, {"type": "custom"}])
 def test_tools_of_the_providers_own_are_refused(tool: dict[str, Any]) -> None:
     assert _refused(tools=[WEATHER, tool]).param == "tools.1.type"
@@ -398,12 +412,21 @@ def test_tools_of_the_providers_own_are_refused(tool: dict[str, Any]) -> None:
 def test_json_by_a_schema_is_native_and_without_one_refused() -> None:
     form = {
         "type": "json_schema",
-        "json_schema": {"name": "n", "description": "A city.", "strict": True, "schema": {"type": "object"}},
+        "json_schema": {
+            "name": "n",
+            "description": "A city.",
+            "schema": {"type": "object", "properties": {}},
+        },
     }
     assert _sent(response_format=form)["output_config"] == {
         "format": {
             "type": "json_schema",
-            "schema": {"description": "A city.", "type": "object", "additionalProperties": False},
+            "schema": {
+                "description": "A city.",
+                "type": "object",
+                "properties": {},
+                "additionalProperties": False,
+            },
         }
     }
     assert "output_config" not in _sent(response_format={"type": "text"})
@@ -413,7 +436,7 @@ def test_json_by_a_schema_is_native_and_without_one_refused() -> None:
 
 
 def test_objects_of_a_schema_are_closed_where_it_does_not_say() -> None:
-    """The API takes no other. What fits the closed one fits the open one, too."""
+    """The API takes no others. Of one without properties nothing would be left: the API may refuse it."""
     person = {"type": "object", "properties": {"name": {"type": "string"}}}
     closed = {**person, "additionalProperties": False}
     said = {"type": "object", "additionalProperties": {"type": "string"}}
@@ -427,6 +450,7 @@ def test_objects_of_a_schema_are_closed_where_it_does_not_say() -> None:
                 "maybe": {**of, "type": ["object", "null"]},
                 "type": {"const": person, "enum": [person], "default": person},
                 "free": said,
+                "any": {"type": "object"},
             },
             "$defs": {"person": of},
         }
@@ -438,6 +462,12 @@ def test_objects_of_a_schema_are_closed_where_it_does_not_say() -> None:
     assert _sent(tools=[tool])["tools"][0]["input_schema"] == schema(person)
     tool["function"] = {"name": "f", "parameters": schema(person), "strict": True}
     assert _sent(tools=[tool])["tools"][0]["input_schema"] == expected
+    tool["function"] = {"name": "f", "strict": True}
+    assert _sent(tools=[tool])["tools"][0]["input_schema"] == {
+        "type": "object",
+        "properties": {},
+        "additionalProperties": False,
+    }
 
 
 @pytest.mark.parametrize(
@@ -448,6 +478,9 @@ def test_objects_of_a_schema_are_closed_where_it_does_not_say() -> None:
         ("a-name-of-our-own", "max", {"type": "adaptive", "display": "summarized"}, "max"),
         ("claude-opus-5", "none", {"type": "disabled"}, None),
         ("claude-haiku-4-5-20251001", "none", {"type": "disabled"}, None),
+        ("claude-haiku-5-5", "none", {"type": "disabled"}, None),
+        ("claude-sonnet-5", "none", {"type": "disabled"}, None),
+        ("claude-sonnet-5-5", "none", {"type": "between_tools"}, None),
         ("claude-haiku-4-5-20251001", "medium", {"type": "enabled", "budget_tokens": 2048}, None),
         ("claude-sonnet-4-20250514", "low", {"type": "enabled", "budget_tokens": 1024}, None),
         ("claude-3-7-sonnet-20250219", "xhigh", {"type": "enabled", "budget_tokens": 3891}, None),
@@ -471,7 +504,12 @@ def test_a_budget_for_thinking_leaves_room_for_an_answer() -> None:
 
 @pytest.mark.parametrize(
     ("model", "effort"),
-    [("claude-3-5-haiku-20241022", "low"), ("claude-fable-5-1", "none"), ("claude-opus-5", "extreme")],
+    [
+        ("claude-3-5-haiku-20241022", "low"),
+        ("claude-fable-5-1", "none"),
+        ("claude-opus-5-5", "none"),
+        ("claude-opus-5", "extreme"),
+    ],
 )
 def test_effort_that_a_model_lacks_is_refused(model: str, effort: str) -> None:
     error = _refused(replace(CALL, model=model), reasoning_effort=effort)

@@ -1,7 +1,8 @@
 """A call in OpenAI's terms as a request of Anthropic's Messages API.
 
 Looked up in November 2026: https://platform.claude.com/docs/en/api/messages/create and, for what each model
-takes, …/docs/en/build-with-claude/thinking-troubleshooting, …/effort and …/working-with-messages.
+takes, …/docs/en/build-with-claude/thinking-troubleshooting, …/effort and …/working-with-messages, and
+…/docs/en/models/{opus,sonnet,haiku}-5-5/.
 
 Nothing that a client said is lost: what the API can't be told is refused by its name. A parameter may be left
 out where the call says so (`ProviderCall.dropped`); content never is. Two things stay behind because they are
@@ -167,9 +168,26 @@ def _samples(model: str) -> bool:
     return _version(model) is None or not _at_least(model, 4, 7)
 
 
-def _always_thinks(model: str) -> bool:
-    version = _version(model)
-    return version is not None and version[0] in {"fable", "mythos"}
+def _unthinking(model: str) -> Block | None:
+    """Return how a model is told not to think; None where it always does."""
+    match _version(model):
+        case ("fable" | "mythos", _, _):
+            return None
+        case ("opus", major, minor) if (major, minor) >= (5, 5):
+            return None
+        case ("sonnet", major, minor) if (major, minor) >= (5, 5):
+            return {"type": "between_tools"}
+    return {"type": "disabled"}
+
+
+def _calls_when_told(model: str) -> bool:
+    """Whether a model takes a choice of tools that makes it call one."""
+    match _version(model):
+        case ("fable" | "mythos", major, minor):
+            return (major, minor) < (5, 1)
+        case ("opus" | "sonnet", major, minor):
+            return (major, minor) < (5, 5)
+    return True
 
 
 # Parameters
@@ -221,7 +239,7 @@ def _tool(call: ProviderCall, tool: Any, path: str) -> Block:
         if function.get(name) is not None:
             built[name] = function[name]
     if function.get("strict"):
-        built["input_schema"] = _closed(built["input_schema"])
+        built["input_schema"] = _closed({"properties": {}, **built["input_schema"]})
     return {**built, **{name: tool[name] for name in _TOOL_EXTRAS if tool.get(name) is not None}}
 
 
@@ -229,15 +247,17 @@ def _tool_choice(call: ProviderCall, choice: Any, *, with_tools: bool) -> Block 
     if choice is None or choice in ("auto", "none"):
         # Without tools both say what is so anyway, and the API refuses them.
         return {"type": choice} if choice and with_tools else None
-    if choice == "required":
-        return {"type": "any"}
-    if isinstance(choice, dict) and choice.get("type") == "function":
-        function = choice.get("function")
-        name = function.get("name") if isinstance(function, dict) else None
-        if isinstance(name, str):
-            return {"type": "tool", "name": name}
-    refuse_parameter(call, "tool_choice", "it knows auto, none, required and a named function")
-    return None
+    function = (
+        choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
+    )
+    name = function.get("name") if isinstance(function, dict) else None
+    if choice != "required" and not isinstance(name, str):
+        refuse_parameter(call, "tool_choice", "it knows auto, none, required and a named function")
+        return None
+    if not _calls_when_told(call.model):
+        refuse_parameter(call, "tool_choice", f"the model {call.model} can't be made to call a tool")
+        return None
+    return {"type": "any"} if choice == "required" else {"type": "tool", "name": name}
 
 
 def _add_output(call: ProviderCall, asked: Mapping[str, Any], body: dict[str, Any]) -> None:
@@ -270,10 +290,11 @@ def _add_effort(call: ProviderCall, effort: Any, body: dict[str, Any], config: d
     Beside a `thinking` of the client's own it is the effort alone.
     """
     if effort == "none":
-        if _always_thinks(call.model):
+        unthinking = _unthinking(call.model)
+        if unthinking is None:
             refuse_parameter(call, "reasoning_effort", f"the model {call.model} always thinks")
         else:
-            body.setdefault("thinking", {"type": "disabled"})
+            body.setdefault("thinking", unthinking)
         return
     if not isinstance(effort, str) or effort not in _EFFORTS:
         refuse_parameter(call, "reasoning_effort", f"it knows none, {', '.join(_EFFORTS)}")
@@ -318,7 +339,8 @@ def _schema(form: Mapping[str, Any]) -> Block | None:
 def _closed(schema: Any) -> Any:
     """Return a schema whose objects are closed where it does not say: the API takes no others.
 
-    What fits the closed one fits the open one, too. Of `allOf` that does not hold: it stays as it is.
+    What fits the closed one fits the open one, too. Of `allOf` that does not hold: it stays as it is, and so
+    does an object that names no properties, of which nothing would be left.
     """
     if not isinstance(schema, dict):
         return schema
@@ -331,7 +353,7 @@ def _closed(schema: Any) -> Any:
         elif name == "items":
             closed[name] = _closed(value)
     kind = schema.get("type")
-    if kind == "object" or (isinstance(kind, list) and "object" in kind):
+    if "properties" in schema and (kind == "object" or (isinstance(kind, list) and "object" in kind)):
         closed.setdefault("additionalProperties", False)
     return closed
 
