@@ -148,6 +148,35 @@ def test_what_costs_its_tokens_alone_goes_out_as_it_is(provider: str, free: dict
     assert free.items() <= sent(a_call(provider, {"messages": [], **free})).items()
 
 
+# What a provider lacks.
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"seed": 1}, {"user": "u"}, {"logprobs": True}, {"store": True}, {"logit_bias": {"5": 1}}, {"seed": 0}],
+)
+def test_what_mistral_refuses_is_refused_by_name_or_left_out(asked: dict[str, Any]) -> None:
+    (name,) = asked
+    call = a_call("mistral", {"messages": [], **asked})
+    with pytest.raises(Unprocessable) as refusal:
+        sent(call)
+    assert (refusal.value.param, refusal.value.code) == (name, "unsupported_parameter")
+    assert name not in sent(replace(call, dropped=frozenset({name})))
+    assert asked.items() <= sent(a_call("openai", {"messages": [], **asked})).items()
+
+
+@pytest.mark.parametrize(
+    "idle", [{"seed": None}, {"logprobs": False}, {"service_tier": "auto"}, {"logit_bias": {}}]
+)
+def test_what_asks_for_nothing_is_not_told_to_mistral(idle: dict[str, Any]) -> None:
+    assert not idle.keys() & sent(a_call("mistral", {"messages": [], **idle})).keys()
+
+
+def test_groqs_lack_of_capacity_may_pass() -> None:
+    error = provider_named("groq").wire.parse_error(a_call("groq", {}), 498, {}, b'{"error": {}}')
+    assert error.fault is Fault.TRANSIENT
+
+
 # What other providers have said.
 
 MIXED: list[dict[str, Any]] = [

@@ -75,16 +75,16 @@ class OpenAICompatibleWire:
 
         `models` and `route: fallback` stay behind: the gateway falls back by itself, so that each attempt
         is priced and admitted. Asides of other providers stay behind where the provider would refuse them.
-        Raises Unprocessable (422) for what has no price here, such as searches and faster tiers, and
-        ProviderError (operator) where the key is missing or unusable.
+        Raises Unprocessable (422) for what the provider lacks, and for what has no price here, such as
+        searches and faster tiers; and ProviderError (operator) where the key is missing or unusable.
         """
         provider = call.provider
-        unpriced = _unpriced(call)
+        left_out = {*_unpriced(call), *_lacking(call)}
         body = {
             name: value
             for name, value in call.body.items()
             if name not in _BOUND_FIELDS
-            and name not in unpriced
+            and name not in left_out
             and name not in {"models", "stream", "stream_options"}
         }
         if body.get("route") == "fallback":
@@ -360,6 +360,20 @@ def _unpriced(call: ProviderCall) -> list[str]:
     return found
 
 
+def _lacking(call: ProviderCall) -> list[str]:
+    """Return the parameters to leave out, as the provider has none of the name.
+
+    Raises Unprocessable (422) for one that asks for something and may not be left out.
+    """
+    found = [name for name in call.provider.lacks if name in call.body]
+    for name in found:
+        value = call.body[name]
+        # Not `in`: a seed of 0 is equal to False.
+        if not (value is None or value is False or value in ({}, "auto", "default")):
+            refuse_parameter(call, name)
+    return found
+
+
 def _leave_asides(call: ProviderCall, body: dict[str, Any], asides: Collection[str]) -> None:
     """Leave out of the messages and tools what only other providers know.
 
@@ -604,8 +618,8 @@ def _fault(status: int, body: Any, error: dict[str, Any]) -> Fault:
     if status == 404 and error.get("code") == "model_not_found":  # noqa: PLR2004
         # The model's name there is the operator's setting.
         return Fault.OPERATOR
-    # 424 is TGI's word for a generation that failed.
-    if status in {408, 424, 429} or status >= 500:  # noqa: PLR2004
+    # 424 is TGI's word for a generation that failed, 498 Groq's for capacity that its tier flex has not.
+    if status in {408, 424, 429, 498} or status >= 500:  # noqa: PLR2004
         return Fault.TRANSIENT
     if status in {401, 402, 403}:
         # OpenRouter's 403 is about the prompt where its moderation says what it flagged.

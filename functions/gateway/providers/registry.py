@@ -96,6 +96,20 @@ PROVIDERS: tuple[Provider, ...] = (
         # stream_options.include_usage and max_completion_tokens are both refused with 422 ("extra inputs are
         # not permitted"); the last chunk carries usage all the same.
         stream_usage_option=False,
+        # Likewise; the seed has another name there, `random_seed`.
+        lacks=frozenset(
+            {
+                "user",
+                "safety_identifier",
+                "seed",
+                "logit_bias",
+                "logprobs",
+                "top_logprobs",
+                "store",
+                "service_tier",
+                "verbosity",
+            }
+        ),
         # "Extra inputs are not permitted" in messages, too; null as well.
         asides=frozenset(),
     ),
