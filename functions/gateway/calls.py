@@ -51,6 +51,8 @@ class Call:
     """Both by the event loop's clock, in seconds."""
     first_token: float | None = None
     stream: ChatStream | None = None
+    images: int = 0
+    """How many images its stream has brought so far."""
     usage: TokenUsage | None = None
     """What it was settled on."""
     settlement: asyncio.Task[Settled | None] | None = field(default=None, repr=False)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.calls import Measured, client_error
 from gateway.errors import InternalError
 from gateway.http import EventStreamResponse, finish
 from gateway.providers.wire import Chunk, Fault, ProviderError, StreamDone, StreamFailed
 from gateway.schemas.usage import TokenUsage
-from gateway.tokens import count_request, count_text
+from gateway.tokens import DRAWN_IMAGE_TOKENS, count_request, count_text
 from gateway.upstream import BROKEN, broken_connection, read_answer
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ class Completions:
         async def measure(answer: Answer) -> Measured:
             usage = answer.usage
             if usage is None:
-                usage = await asyncio.to_thread(_estimate, call, answer.generated)
+                images = _images(answer.body.get("choices"), "message")
+                usage = await asyncio.to_thread(_estimate, call, answer.generated, images)
             return Measured(
                 usage,
                 estimated=answer.usage is None,
@@ -166,7 +167,7 @@ class Completions:
         if charged:
             generated = stream.generated if stream is not None else ()
             sent = stream.input_usage if stream is not None else None
-            call.usage = told or await asyncio.to_thread(_estimate, call, generated, sent)
+            call.usage = told or await asyncio.to_thread(_estimate, call, generated, call.images, sent)
         return await self._calls.settle(
             call,
             outcome,
@@ -192,6 +193,7 @@ async def _relay(
 ) -> None:
     """Put a provider's chunks into the queue. Raises ProviderError where the stream is not whole."""
     stream = call.stream = _wire(provider_call).open_stream(provider_call)
+    call.images = 0
     shape.begin(provider_call)
     arriving = response.aiter_bytes()
     try:
@@ -216,7 +218,10 @@ async def _forward(
     call: Call, shape: EventShape, arrived: Sequence[StreamEvent], events: asyncio.Queue[bytes | None]
 ) -> bool:
     """Put chunks into the queue; return whether the provider said that the stream is whole."""
-    out = shape.encode([event for event in arrived if isinstance(event, Chunk)])
+    chunks = [event for event in arrived if isinstance(event, Chunk)]
+    for chunk in chunks:
+        call.images += _images(chunk.data.get("choices"), "delta")
+    out = shape.encode(chunks)
     if out:
         if call.first_token is None:
             call.first_token = asyncio.get_running_loop().time()
@@ -243,9 +248,22 @@ def _wire(call: ProviderCall) -> ChatWire:
     return wire
 
 
-def _estimate(call: Call, generated: Sequence[str], sent: TokenUsage | None = None) -> TokenUsage:
+def _images(choices: Any, holder: str) -> int:
+    """Return how many images a body's choices bring, in the shape in which every wire has them."""
+    count = 0
+    for choice in choices if isinstance(choices, list) else ():
+        said = choice.get(holder) if isinstance(choice, dict) else None
+        images = said.get("images") if isinstance(said, dict) else None
+        count += len(images) if isinstance(images, list) else 0
+    return count
+
+
+def _estimate(
+    call: Call, generated: Sequence[str], images: int, sent: TokenUsage | None = None
+) -> TokenUsage:
     """Count what was generated, and what was sent unless that is known, for a provider that did not tell."""
     candidate = call.exchange.candidate
     model = candidate.model if candidate else ""
     output = sum(count_text(text, model) for text in generated)
-    return replace(sent or TokenUsage(input=count_request(call.exchange.body, model)), output=output)
+    usage = replace(sent or TokenUsage(input=count_request(call.exchange.body, model)), output=output)
+    return replace(usage, image_output=images * DRAWN_IMAGE_TOKENS, images=images) if images else usage

@@ -49,6 +49,8 @@ TOKENS_PER_NAME = 1
 TOKENS_PER_REPLY = 3
 IMAGE_TOKENS = 765
 """An image of 1024 x 1024 in high detail at OpenAI: the estimate for media where nobody told a figure."""
+DRAWN_IMAGE_TOKENS = 1290
+"""An image of 1024 x 1024 that Gemini made: the estimate for images in a chat where nobody told."""
 MAX_IMAGE_TOKENS = 16_384
 """More than any model in use reads of one image: OpenAI's largest come to 14364, Gemini's to 2240."""
 

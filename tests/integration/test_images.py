@@ -369,3 +369,24 @@ def test_who_calls_is_left_out_where_it_can_not_be_told_and_that_is_said(gateway
         assert answer.headers["x-gateway-dropped-parameters"] == "user"
     assert made.parse().data
     assert embedded.parse().data
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_image_in_a_chat_is_paid_for_whether_or_not_its_tokens_are_told(
+    gateway: RunningGateway, *, stream: bool
+) -> None:
+    prices = {"input": "0.3", "output": "2.5", "image_output": "30"}
+    base_url = gateway.simulator.base_url.replace("/v1", "/gemini/v1beta")
+    offer: dict[str, Any] = {"provider": "gemini", "base_url": base_url, "prices": prices}
+    for behaviour, estimated in (("image", False), ("image+no-usage", True)):
+        customer = gateway.customer("5")
+        model = image_model(gateway, behaviour, output=("text", "image"), context_length=65_536, **offer)
+        body = {"model": model, "messages": [{"role": "user", "content": PROMPT}], "stream": stream}
+        answer = gateway.http(customer).post(
+            "/v1/chat/completions", json={**body, "modalities": ["text", "image"], "max_tokens": 4096}
+        )
+        assert "data:image/png;base64," in answer.text
+        [row] = gateway.requests(customer)
+        assert (row["usage_estimated"], row["images"]) == (estimated, 1)
+        assert row["image_output_tokens"] == 1290
+        assert 1290 * 30 * BY_TOKEN < money(row["charge_usd"]) <= money(row["hold_usd"])
