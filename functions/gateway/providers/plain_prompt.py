@@ -53,13 +53,15 @@ _PART_FIELDS = {"text": frozenset({"type", "text"}), "refusal": frozenset({"type
 
 def plain_prompt(call: ProviderCall) -> str:
     """Return the prompt of a call. Raises Unprocessable (422) by its place for what is not text."""
+    return write_turns(read_turns(call))
+
+
+def read_turns(call: ProviderCall) -> list[tuple[str, str]]:
+    """Return each message's role and text. Raises Unprocessable (422) by its place for what is not text."""
     messages = call.body.get("messages") or []
-    return write_turns(
-        [
-            (message["role"], _text(call, message, f"messages.{index}"))
-            for index, message in enumerate(messages)
-        ]
-    )
+    return [
+        (message["role"], _text(call, message, f"messages.{index}")) for index, message in enumerate(messages)
+    ]
 
 
 def is_in_turns(roles: Sequence[str]) -> bool:
