@@ -1,6 +1,7 @@
 # The commands a person needs. Each installs what it lacks first; a second run is instant.
 #
 #   make dev     the whole gateway on http://127.0.0.1:8000: no Docker, no account (PORT, DATA_DIR and ADMIN_KEY are honoured)
+#   make dev LOCAL_MODELS=gpt2   the same with a model served by ourselves; installs PyTorch and transformers
 #   make test    everything: format, lint, types, schema drift, tests
 #   make check   format, lint and types alone
 #   make chaos   the storms, kills and outages that take minutes; `make test` has the short ones
@@ -23,6 +24,7 @@ UV := .venv/bin/uv
 MODULES := infra/local/node_modules
 TOKENIZERS := functions/gateway/tokenizers
 PAGES := functions/gateway/assets/vendor
+LOCAL_MODELS_PY := .venv/local-models/bin/python
 LINTERS := infra/local/linters/node_modules
 SOURCES := functions infra tests
 SAM := .venv/sam/bin/sam
@@ -39,10 +41,10 @@ export SAM_CLI_TELEMETRY := 0
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
 
-dev: .venv/.dev $(TOKENIZERS)/.made $(PAGES)/.made
-	@$(PY) -m infra.cli dev
+dev: .venv/.dev $(TOKENIZERS)/.made $(PAGES)/.made $(if $(LOCAL_MODELS),.venv/.local-models)
+	@$(if $(LOCAL_MODELS),LOCAL_MODELS="$(LOCAL_MODELS)") $(PY) -m infra.cli dev
 
-test: check drift $(TOKENIZERS)/.made $(PAGES)/.made .venv/.sam
+test: check drift $(TOKENIZERS)/.made $(PAGES)/.made .venv/.sam .venv/.local-models
 	$(PY) -m pytest $(TESTS)
 
 check: .venv/.test
@@ -96,6 +98,16 @@ clean:
 .venv/.test: requirements-test.txt .venv/.dev
 	@echo "Installing the Python packages of the tests"
 	@$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements-test.txt
+	@touch $@
+
+# PyTorch's CPU builds are in an index of its own, which uv knows; wheels at hand (pip's `find-links`) go before it.
+.venv/.local-models: requirements-local-models.txt requirements-torch.txt .venv/.made
+	@echo "Installing PyTorch and transformers for models of your own"
+	@test -x $(LOCAL_MODELS_PY) || $(PY) -m venv --without-pip .venv/local-models
+	@at_hand="$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 2>/dev/null)}"; \
+	install="$(UV) pip install --quiet --python $(LOCAL_MODELS_PY) --require-hashes"; \
+	{ test -n "$$at_hand" && $$install --find-links "$$at_hand" -r requirements-torch.txt -r requirements-local-models.txt 2>/dev/null; } \
+	|| $$install --torch-backend cpu -r requirements-torch.txt -r requirements-local-models.txt
 	@touch $@
 
 .venv/.sam: requirements-sam.txt .venv/.dev
