@@ -172,6 +172,14 @@ def test_what_asks_for_nothing_is_not_told_to_mistral(idle: dict[str, Any]) -> N
     assert not idle.keys() & sent(a_call("mistral", {"messages": [], **idle})).keys()
 
 
+@pytest.mark.parametrize("provider", SPEAKS_OPENAIS)
+def test_what_a_developer_says_is_told_by_the_name_that_the_provider_knows(provider: str) -> None:
+    messages = [{"role": "developer", "content": "Be terse."}, {"role": "user", "content": "Hi"}]
+    first, second = sent(a_call(provider, {"messages": messages}))["messages"]
+    role = "system" if provider in {"deepseek", "mistral"} else "developer"
+    assert (first, second) == ({"role": role, "content": "Be terse."}, messages[1])
+
+
 def test_groqs_lack_of_capacity_may_pass() -> None:
     error = provider_named("groq").wire.parse_error(a_call("groq", {}), 498, {}, b'{"error": {}}')
     assert error.fault is Fault.TRANSIENT

@@ -89,6 +89,8 @@ class OpenAICompatibleWire:
         }
         if body.get("route") == "fallback":
             del body["route"]
+        if not provider.knows_developers and body.get("messages"):
+            body["messages"] = [_by_its_older_role(message) for message in body["messages"]]
         if provider.asides is not None:
             _leave_asides(call, body, _ASIDES - provider.asides)
         body["model"] = call.model
@@ -372,6 +374,11 @@ def _lacking(call: ProviderCall) -> list[str]:
         if not (value is None or value is False or value in ({}, "auto", "default")):
             refuse_parameter(call, name)
     return found
+
+
+def _by_its_older_role(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message with the role `system` where it has that which took its place."""
+    return {**message, "role": "system"} if message.get("role") == "developer" else message
 
 
 def _leave_asides(call: ProviderCall, body: dict[str, Any], asides: Collection[str]) -> None:

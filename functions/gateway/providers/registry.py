@@ -63,6 +63,8 @@ PROVIDERS: tuple[Provider, ...] = (
         title="DeepSeek",
         wire=OPENAI_COMPATIBLE,
         base_url="https://api.deepseek.com",
+        # "unknown variant `developer`, expected one of `system`, `user`, `assistant`, `tool`"
+        knows_developers=False,
     ),
     Provider(
         name="openrouter",
@@ -96,6 +98,7 @@ PROVIDERS: tuple[Provider, ...] = (
         # stream_options.include_usage and max_completion_tokens are both refused with 422 ("extra inputs are
         # not permitted"); the last chunk carries usage all the same.
         stream_usage_option=False,
+        knows_developers=False,
         # Likewise; the seed has another name there, `random_seed`.
         lacks=frozenset(
             {

@@ -115,6 +115,8 @@ class Provider:
     """The field by which the provider takes the bound on output tokens."""
     stream_usage_option: bool = True
     """Whether `stream_options.include_usage` is understood; where it is not, usage comes unasked."""
+    knows_developers: bool = True
+    """Whether it takes messages of the role `developer`; else they are told as `system`, the older name."""
     lacks: frozenset[str] = frozenset()
     """OpenAI's parameters that it refuses, where it is known to refuse them."""
     asides: frozenset[str] | None = None
