@@ -1720,6 +1720,8 @@ def test_images_are_made_from_a_prompt_and_from_images() -> None:
         ("4096x4096", {"aspectRatio": "1:1", "imageSize": "4K"}),
         ("3840x2160", {"aspectRatio": "16:9", "imageSize": "2K"}),
         ("5504x3072", {"aspectRatio": "16:9", "imageSize": "4K"}),
+        ("512x2048", {"aspectRatio": "1:4"}),
+        ("11584x1448", {"aspectRatio": "8:1", "imageSize": "4K"}),
     ],
 )
 def test_a_size_is_a_shape_and_a_grade(size: str, shape: dict[str, str]) -> None:
