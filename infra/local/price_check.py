@@ -1,7 +1,8 @@
 """The catalogue against a second public price list: `python -m infra.local.price_check`.
 
 The second list is the PyPI package genai-prices, kept by other people from the providers' own pages. Where it
-has a price by the hour or by the length of the prompt, its dearest is compared: that is what a call may cost.
+has a price by the hour, its dearest is compared: that is what a call may cost. Prices by the length of the
+prompt are compared tier by tier, but for lengths that are beyond the model's context.
 What has been looked into stands in sql/catalogue/settled.csv, with both figures; the rest is open.
 """
 
@@ -23,12 +24,12 @@ from infra.local import paths
 from infra.local.catalogue import read_catalogue, read_changes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from genai_prices.types import ModelInfo
 
-    from gateway.schemas.price_list import PriceLine
+    from gateway.price_list import NumberedLine
 
 SETTLED = paths.CATALOGUE.with_name("settled.csv")
 _THEIR_PROVIDERS = {"gemini": "google", "xai": "x-ai"}
@@ -54,6 +55,8 @@ class Disagreement:
     price_class: str
     ours: Decimal
     theirs: Decimal
+    above_input_tokens: int = 0
+    """Of requests with more input tokens than this; 0: of those that are short."""
 
     @property
     def ratio(self) -> Decimal | None:
@@ -90,10 +93,10 @@ def compare(path: Path = paths.CATALOGUE, *, at: datetime | None = None) -> Comp
             unknown.append((offer.model, line.provider))
             continue
         compared += 1
-        for name, amount in _dearest(theirs, day).items():
-            ours = _ours(offer, name)
+        for length, name, amount in _dearest(theirs, day, line):
+            ours = _ours(line, name, length)
             if ours != amount:
-                found.append(Disagreement(offer.model, line.provider, name, ours, amount))
+                found.append(Disagreement(offer.model, line.provider, name, ours, amount, length))
     return Comparison(compared, unknown, found)
 
 
@@ -107,7 +110,12 @@ def read_settled(path: Path = SETTLED) -> dict[Disagreement, str]:
     with path.open(newline="", encoding="utf-8") as file:
         return {
             Disagreement(
-                row["model"], row["provider"], row["class"], Decimal(row["ours"]), Decimal(row["theirs"])
+                row["model"],
+                row["provider"],
+                row["class"],
+                Decimal(row["ours"]),
+                Decimal(row["theirs"]),
+                int(row["above_input_tokens"] or 0),
             ): row["why"]
             for row in csv.DictReader(file, strict=True)
         }
@@ -124,20 +132,38 @@ def _find(provider: str, upstream_model: str) -> ModelInfo | None:
     return None
 
 
-def _dearest(model: ModelInfo, day: datetime) -> dict[str, Decimal]:
-    dearest: dict[str, Decimal] = {}
-    for hour in range(1 if isinstance(model.prices, ModelPrice) else _HOURS):
-        prices = model.get_prices(day + timedelta(hours=hour))
-        for name, theirs in _THEIR_CLASSES.items():
-            price = getattr(prices, theirs)
-            if isinstance(price, TieredPrices):
-                price = max(price.base, *(tier.price for tier in price.tiers))
-            if price is not None:
-                dearest[name] = max(price, dearest.get(name, price))
-    return dearest
+def _dearest(model: ModelInfo, day: datetime, line: NumberedLine) -> Iterator[tuple[int, str, Decimal]]:
+    """Yield (length that is exceeded, class, their price) for each length at which either list changes."""
+    hours = range(1 if isinstance(model.prices, ModelPrice) else _HOURS)
+    offered = [model.get_prices(day + timedelta(hours=hour)) for hour in hours]
+    priced = {
+        name: [getattr(prices, theirs) for prices in offered] for name, theirs in _THEIR_CLASSES.items()
+    }
+    lengths = {0} | {tier.offer.above_input_tokens or 0 for tier in line.tiers}
+    for prices in priced.values():
+        lengths |= {tier.start for each in prices if isinstance(each, TieredPrices) for tier in each.tiers}
+    context = line.offer.context_length
+    for length in sorted(lengths):
+        if context is not None and length >= context:
+            continue
+        for name, prices in priced.items():
+            known = [_theirs(each, length) for each in prices if each is not None]
+            if known:
+                yield length, name, max(known)
 
 
-def _ours(offer: PriceLine, name: str) -> Decimal:
+def _theirs(price: Decimal | TieredPrices, length: int) -> Decimal:
+    if not isinstance(price, TieredPrices):
+        return price
+    reached = [tier for tier in price.tiers if tier.start <= length]
+    return max(reached, key=lambda tier: tier.start).price if reached else price.base
+
+
+def _ours(line: NumberedLine, name: str, length: int) -> Decimal:
+    offer = line.offer
+    for tier in line.tiers:
+        if (tier.offer.above_input_tokens or 0) <= length:
+            offer = tier.offer
     price: Decimal | None = getattr(offer, name)
     if price is not None:
         return price
@@ -151,11 +177,12 @@ def main() -> int:
     gone = settled.keys() - set(made.disagreements)
     console = Console()
     if opened:
-        table = Table("model", "provider", "class", "ours", "theirs", "ratio")
+        table = Table("model", "provider", "prompt", "class", "ours", "theirs", "ratio")
         for each in opened:
             ratio = "" if each.ratio is None else f"{each.ratio:.3f}"
             figures = f"{each.ours.normalize():f}", f"{each.theirs.normalize():f}"
-            table.add_row(each.model, each.provider, each.price_class, *figures, ratio)
+            prompt = f"> {each.above_input_tokens:,}" if each.above_input_tokens else ""
+            table.add_row(each.model, each.provider, prompt, each.price_class, *figures, ratio)
         console.print(table)
     for each in gone:
         console.print(f"settled, and no longer so: {each}", markup=False)

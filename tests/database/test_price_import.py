@@ -351,3 +351,88 @@ def test_ten_thousand_lines_take_seconds(engine: Engine) -> None:
     assert len(bring_in(engine, *changed)["prices_changed"]) == 10_000
     # a bound that only a wrong plan reaches: about 3 s here
     assert time.monotonic() - begin < 30
+
+
+TIERS = [
+    {"above_input_tokens": 200_000, "input": "4", "output": "12"},
+    {"above_input_tokens": 400_000, "input": "5", "output": "20"},
+]
+
+
+def test_tiers_come_with_their_offer_and_are_compared_one_by_one(engine: Engine) -> None:
+    told = bring_in(engine, line("echo", tiers=TIERS), line("new", tiers=[*reversed(TIERS)]))
+    assert told["prices_changed"] == [
+        {
+            "model": "echo",
+            "provider": PROVIDER,
+            "changes": {
+                "input_above_200000": {"old": None, "new": "4"},
+                "output_above_200000": {"old": None, "new": "12"},
+                "input_above_400000": {"old": None, "new": "5"},
+                "output_above_400000": {"old": None, "new": "20"},
+            },
+        }
+    ]
+    assert in_force(engine, "echo")["tiers"] == in_force(engine, "new")["tiers"] == TIERS
+    before = rows(engine)
+    told = bring_in(engine, line("echo", tiers=[*reversed(TIERS)]), line("new", tiers=TIERS))
+    assert (told["unchanged"], told["prices_changed"]) == (2, [])
+    assert rows(engine) == before
+
+
+@pytest.mark.parametrize(
+    ("tiers", "changes"),
+    [
+        (
+            [TIERS[0]],
+            {
+                "input_above_400000": {"old": "5", "new": None},
+                "output_above_400000": {"old": "20", "new": None},
+            },
+        ),
+        ([{**TIERS[0], "input": "4.5"}, TIERS[1]], {"input_above_200000": {"old": "4", "new": "4.5"}}),
+        (
+            [TIERS[0], {**TIERS[1], "above_input_tokens": 500_000}],
+            {
+                "input_above_400000": {"old": "5", "new": None},
+                "output_above_400000": {"old": "20", "new": None},
+                "input_above_500000": {"old": None, "new": "5"},
+                "output_above_500000": {"old": None, "new": "20"},
+            },
+        ),
+    ],
+)
+def test_a_list_that_changes_a_tier_makes_a_new_version(
+    engine: Engine, tiers: list[JSONObject], changes: JSONObject
+) -> None:
+    bring_in(engine, line("echo", tiers=TIERS))
+    before = rows(engine)
+    dry = bring_in(engine, line("echo", tiers=tiers), p_dry_run=True)
+    assert dry["prices_changed"] == [{"model": "echo", "provider": PROVIDER, "changes": changes}]
+    assert rows(engine) == before
+    assert bring_in(engine, line("echo", tiers=tiers))["prices_changed"] == dry["prices_changed"]
+    assert in_force(engine, "echo")["tiers"] == tiers
+
+
+def test_a_list_without_tiers_takes_them_away(engine: Engine) -> None:
+    bring_in(engine, line("echo", tiers=TIERS))
+    (changed,) = bring_in(engine, line("echo"))["prices_changed"]
+    assert {step["new"] for step in changed["changes"].values()} == {None}
+    assert "tiers" not in in_force(engine, "echo")
+
+
+def test_a_version_that_is_replaced_takes_the_tiers_of_the_new_list(engine: Engine) -> None:
+    ahead = engine.value("select now() + interval '1 day'")
+    bring_in(engine, line("echo", tiers=TIERS), p_effective_from=ahead)
+    bring_in(engine, line("echo", tiers=[TIERS[0]]), p_effective_from=ahead)
+    assert engine.query(
+        "select tiers -> 0 ->> 'input', jsonb_array_length(tiers) from gateway.prices"
+        " where effective_from > now()"
+    ) == [("4", 1)]
+
+
+def test_a_tier_that_lacks_a_class_is_refused_with_the_whole_list(engine: Engine) -> None:
+    before = rows(engine)
+    with pytest.raises(psycopg.errors.CheckViolation, match="prices_tiers_check"):
+        bring_in(engine, line("new"), line("echo", cached_input="1", tiers=TIERS))
+    assert rows(engine) == before

@@ -28,7 +28,7 @@ LEAST = {
     "mistral": 30,
     "together": 20,
     "groq": 4,
-    "xai": 1,
+    "xai": 10,
 }
 AMOUNTS = [name for name in Prices.model_fields if name not in {"source", "source_date"}]
 
@@ -62,6 +62,39 @@ def test_every_line_has_a_price_a_source_and_a_day() -> None:
         assert offer.source.startswith("https://"), line
         assert offer.source_date is not None, line
         assert date(2026, 1, 1) <= offer.source_date <= date(2026, 12, 31), line
+
+
+@pytest.mark.parametrize(
+    ("model", "provider", "above"),
+    [
+        ("gpt-5.4", "openai", 272_000),
+        ("gpt-6.1-terra", "openai", 272_000),
+        ("gemini-2.5-pro", "gemini", 200_000),
+        ("claude-haiku-5-5", "anthropic", 100_000),
+        # from 200,000 on, where the others begin above theirs
+        ("grok-4.7", "xai", 199_999),
+        ("x-ai/grok-4.7", "openrouter", 200_000),
+    ],
+)
+def test_long_prompts_have_their_own_price(model: str, provider: str, above: int) -> None:
+    (line,) = (
+        line for line in read_catalogue().lines if (line.offer.model, line.provider) == (model, provider)
+    )
+    (tier,) = line.tiers
+    assert tier.offer.above_input_tokens == above
+    assert tier.offer.input > line.offer.input
+    assert tier.offer.output > line.offer.output
+
+
+def test_every_tier_is_within_the_context_and_has_its_source() -> None:
+    tiers = [(line, tier) for line in read_catalogue().lines for tier in line.tiers]
+    assert len(tiers) > 50
+    for line, tier in tiers:
+        assert line.offer.context_length is not None, line
+        assert (tier.offer.above_input_tokens or 0) < line.offer.context_length, tier
+        assert (tier.offer.source, tier.offer.source_date) == (line.offer.source, line.offer.source_date), (
+            tier
+        )
 
 
 def test_lengths_are_those_of_a_context() -> None:

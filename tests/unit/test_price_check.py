@@ -46,11 +46,51 @@ def test_a_class_that_only_they_price_costs_us_its_base(tmp_path: Path) -> None:
     assert (found.price_class, found.ours, found.theirs) == ("cached_input", Decimal("2.5"), Decimal("1.25"))
 
 
-def test_the_dearest_hour_and_the_longest_prompt_are_compared(tmp_path: Path) -> None:
-    path = listed(tmp_path, "deepseek-flash,deepseek,,0.15,0.003,0.6", "gpt-5.5,openai,,5,0.5,30")
+def test_the_dearest_hour_is_compared(tmp_path: Path) -> None:
+    path = listed(tmp_path, "deepseek-flash,deepseek,,0.15,0.003,0.6")
     found = {(each.model, each.price_class): each.theirs for each in disagreements(path, at=GATHERED)}
     assert found["deepseek-flash", "output"] == Decimal("1.2")
-    assert found["gpt-5.5", "input"] == Decimal(10)
+
+
+TIERED = "model,provider,context_length,above_input_tokens,input,cached_input,output\n"
+
+
+def tiers_that_differ(tmp_path: Path, *lines: str) -> list[tuple[int, str, Decimal, Decimal]]:
+    path = tmp_path / "models.csv"
+    path.write_text(TIERED + "\n".join(lines) + "\n")
+    return [
+        (each.above_input_tokens, each.price_class, each.ours, each.theirs)
+        for each in disagreements(path, at=GATHERED)
+    ]
+
+
+BASE, LONG = "gpt-5.5,openai,,,5,0.5,30", "gpt-5.5,openai,,272000,10,1,45"
+
+
+def test_prices_of_long_prompts_are_compared_tier_by_tier(tmp_path: Path) -> None:
+    assert tiers_that_differ(tmp_path, BASE, LONG) == []
+    dearer = "gpt-5.5,openai,,272000,10,1,46"
+    assert tiers_that_differ(tmp_path, BASE, dearer) == [(272_000, "output", Decimal(46), Decimal(45))]
+
+
+def test_a_tier_that_only_they_have_is_told(tmp_path: Path) -> None:
+    assert tiers_that_differ(tmp_path, BASE) == [
+        (272_000, "input", Decimal(5), Decimal(10)),
+        (272_000, "cached_input", Decimal("0.5"), Decimal(1)),
+        (272_000, "output", Decimal(30), Decimal(45)),
+    ]
+    # but where the context that is sold is no longer
+    assert tiers_that_differ(tmp_path, "gpt-5.5,openai,272000,,5,0.5,30") == []
+    assert tiers_that_differ(tmp_path, "gpt-5.5,openai,272001,,5,0.5,30") != []
+
+
+def test_a_tier_that_only_we_have_and_one_that_begins_elsewhere_are_told(tmp_path: Path) -> None:
+    found = tiers_that_differ(tmp_path, BASE, LONG.replace("272000", "200000"))
+    assert [each[:2] for each in found] == [
+        (200_000, "input"), (200_000, "cached_input"), (200_000, "output"),
+    ]  # fmt: skip
+    longest = "gpt-5.5,openai,,500000,20,2,90"
+    assert {each[0] for each in tiers_that_differ(tmp_path, BASE, LONG, longest)} == {500_000}
 
 
 def test_a_hugging_face_line_is_held_against_who_serves_it(tmp_path: Path) -> None:

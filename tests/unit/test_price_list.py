@@ -5,6 +5,7 @@ from decimal import Decimal
 import pytest
 
 from gateway.price_list import MAX_LINES, PriceListError, read_price_list
+from gateway.schemas.admin import MAX_TIERS
 
 HEADER = (
     "model,provider,upstream_model,context_length,max_output_tokens,input_modalities,output_modalities,"
@@ -174,3 +175,84 @@ def test_a_list_has_its_bound() -> None:
     assert len(read_price_list(listed(*lines[:-1])).lines) == MAX_LINES
     with pytest.raises(PriceListError, match=rf"line {MAX_LINES + 2}: more than {MAX_LINES} lines"):
         read_price_list(listed(*lines))
+
+
+TIERED = "model,provider,above_input_tokens,input,cached_input,output,per_request,source\n"
+
+
+def tiers_of(*lines: str) -> list[dict[str, object]]:
+    return read_price_list(TIERED + "\n".join(lines) + "\n").as_json()
+
+
+def test_a_line_with_a_length_is_a_tier_of_its_offer_wherever_it_stands() -> None:
+    told = tiers_of(
+        "m,openai,400000,5,0.5,20,,",
+        "m,xai,,9,,9,,",
+        "m,openai,,2,0.2,8,0.01,https://example.org",
+        "m,openai,200000,4,0.4,12,,https://example.org",
+    )
+    assert told == [
+        {"model": "m", "provider": "xai", "input": "9.0000000000", "output": "9.0000000000"},
+        {
+            "model": "m",
+            "provider": "openai",
+            "input": "2.0000000000",
+            "cached_input": "0.2000000000",
+            "output": "8.0000000000",
+            "per_request": "0.0100000000",
+            "source": "https://example.org",
+            "tiers": [
+                {
+                    "above_input_tokens": above,
+                    "input": f"{given}.0000000000",
+                    "cached_input": f"0.{given}000000000",
+                    "output": f"{out}.0000000000",
+                }
+                for above, given, out in ((200_000, 4, 12), (400_000, 5, 20))
+            ],
+        },
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("m,xai,200000,4,0.4,12,,", r"line 4, above_input_tokens: is a tier of an offer that has no line"),
+        ("n,openai,200000,4,0.4,12,,", r"line 4, above_input_tokens: is a tier of an offer that has no line"),
+        ("m,openai,100000,5,0.5,20,,", r"line 4, above_input_tokens: is the same as in line 3"),
+        ("m,openai,,5,0.5,20,,", r"line 4, provider: names the offer of line 2 again"),
+        ("m,openai,200000,4,,12,,", r"line 4, cached_input: is empty, and is not in line 2"),
+        ("m,openai,200000,,0.4,12,,", r"line 4, input: is empty"),
+        ("m,openai,200000,4,0.4,12,0.01,", r"line 4, per_request: is the same for any length"),
+        ("m,openai,0,4,0.4,12,,", r"line 4, above_input_tokens: "),
+        ("m,openai,-1,4,0.4,12,,", r"line 4, above_input_tokens: must be a whole number"),
+        ("m,openai,2e5,4,0.4,12,,", r"line 4, above_input_tokens: must be a whole number"),
+        ("m,openai,200000,4,0.4,12,,https://other.org", r"line 4, source: is another than line 2 has"),
+    ],
+)
+def test_a_tier_that_makes_no_sense_is_named(line: str, fault: str) -> None:
+    with pytest.raises(PriceListError, match=fault):
+        tiers_of("m,openai,,2,0.2,8,,https://example.org", "m,openai,100000,4,0.4,12,,", line)
+
+
+def test_a_tier_has_no_class_that_the_price_has_not() -> None:
+    with pytest.raises(PriceListError, match=r"line 2, cached_input: is empty in line 3"):
+        tiers_of("m,openai,100000,4,0.4,12,,", "m,openai,,2,,8,,")
+
+
+def test_there_are_only_so_many_tiers() -> None:
+    lines = [f"m,openai,{1000 * number or ''},2,,8,," for number in range(MAX_TIERS + 1)]
+    assert len(tiers_of(*lines)) == 1
+    with pytest.raises(PriceListError, match=rf"line {MAX_TIERS + 3}, above_input_tokens: is one more than"):
+        tiers_of(*lines, "m,openai,99000,2,,8,,")
+
+
+def test_a_long_prompt_that_is_cheaper_is_odd() -> None:
+    odd = TIERED + "m,openai,,2,,8,,\nm,openai,100000,4,,12,,\nm,openai,200000,3,,12,,\n"
+    assert read_price_list(odd).warnings == ["line 4, input: is less than in line 3, of shorter prompts"]
+
+
+def test_one_price_per_token_may_have_tiers_too() -> None:
+    text = "model,provider,price_per_token,above_input_tokens\nm,openai,0.000002,\nm,openai,0.000004,1000\n"
+    (read,) = read_price_list(text).as_json()
+    assert read["tiers"] == [{"above_input_tokens": 1000, "input": "4.0000000000", "output": "4.0000000000"}]
