@@ -45,7 +45,7 @@ dev: .venv/.dev $(TOKENIZERS)/.made $(PAGES)/.made $(if $(LOCAL_MODELS),.venv/.l
 	@$(if $(LOCAL_MODELS),LOCAL_MODELS="$(LOCAL_MODELS)") $(PY) -m infra.cli dev
 
 test: check drift $(TOKENIZERS)/.made $(PAGES)/.made .venv/.sam .venv/.local-models
-	$(PY) -m pytest $(TESTS)
+	$(PY) -m tests $(TESTS)
 
 check: .venv/.test
 	.venv/bin/ruff format --check $(SOURCES)

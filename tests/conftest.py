@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.__main__ import SERIAL
 from tests.fixtures.auth_server import auth_server, auth_server_process
+from tests.fixtures.collection import name_each
 from tests.fixtures.database import (
     database,
     database_template,
@@ -13,6 +19,9 @@ from tests.fixtures.database import (
     postgrest,
 )
 from tests.fixtures.simulator import simulator, simulator_server
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "auth_server",
@@ -27,3 +36,15 @@ __all__ = [
     "simulator",
     "simulator_server",
 ]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave unread what has no serial test, where these alone are to run: collecting all takes 15 s."""
+    if config.option.markexpr != SERIAL or not collection_path.match("test_*.py"):
+        return None
+    return "mark.serial" not in collection_path.read_text(encoding="utf-8") or None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    name_each(items)

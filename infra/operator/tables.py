@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_console = Console()
 
 
 def print_json(value: Any) -> None:
@@ -36,7 +35,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty:
         table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row in kept:
         table.add_row(*(Text(show(value)) for value in row))
-    _console.print(table)
+    # Made here: it keeps the width that COLUMNS has when it is made.
+    Console().print(table)
 
 
 def show(value: Any) -> str:

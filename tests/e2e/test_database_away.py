@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tests.e2e.world import World
     from tests.fixtures.gateway import Customer
 
+pytestmark = pytest.mark.serial
+
 CLIENTS = 16
 PAID_USD = Decimal(100)
 LONGEST_SECONDS = 25.0

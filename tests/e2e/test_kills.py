@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tests.e2e.world import GatewayProcess, World
     from tests.fixtures.gateway import Customer
 
+pytestmark = pytest.mark.serial
+
 AT_ONCE = 24
 TEXT = "one two three four five six"
 CHUNKS = 12

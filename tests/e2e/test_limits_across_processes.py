@@ -7,6 +7,8 @@ import collections
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.e2e.callers import call, open_client, question
 from tests.e2e.world import until
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from tests.e2e.callers import Outcome
     from tests.e2e.world import GatewayProcess, World
     from tests.fixtures.gateway import Customer
+
+pytestmark = pytest.mark.serial
 
 REQUESTS_PER_MINUTE = 60
 IN_FLIGHT = 5

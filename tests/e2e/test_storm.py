@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tests.e2e.world import GatewayProcess, World
     from tests.fixtures.gateway import Customer
 
+pytestmark = pytest.mark.serial
+
 CLIENTS = 64
 AFFORDABLE = 10
 OUTPUT_TOKENS = 40
