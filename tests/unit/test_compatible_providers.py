@@ -123,6 +123,17 @@ def test_what_costs_more_than_its_tokens_is_refused(provider: str, bought: dict[
     assert name not in sent(replace(call, dropped=frozenset({name})))
 
 
+@pytest.mark.parametrize("provider", SPEAKS_OPENAIS)
+@pytest.mark.parametrize("name", ["n_predict", "n_cmpl", "max_new_tokens", "max_output_tokens"])
+def test_no_other_name_for_the_bound_goes_past_it(provider: str, name: str) -> None:
+    """llama.cpp's n_predict wins over max_tokens, n_cmpl over n: the answer would be beyond the hold."""
+    call = a_call(provider, {"messages": [], name: 1_000_000}, output_bound=10)
+    with pytest.raises(Unprocessable) as refusal:
+        sent(call)
+    assert (refusal.value.param, refusal.value.code) == (name, "unsupported_parameter")
+    assert name not in sent(replace(call, dropped=frozenset({name})))
+
+
 @pytest.mark.parametrize(
     "tool", ["web_search", "openrouter:web_search", "browser_search", "code_interpreter"]
 )

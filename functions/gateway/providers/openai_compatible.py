@@ -43,8 +43,8 @@ MAX_PLAUSIBLE_TOKENS = 100_000_000
 """A count above this is no count: no model has a context a tenth as long."""
 
 _BOUND_FIELDS = ("max_tokens", "max_completion_tokens")
-# Other names for it: llama.cpp lets the first win over max_tokens, and would go beyond what is held.
-_OTHER_BOUNDS = ("n_predict", "max_new_tokens", "max_output_tokens")
+# Other names for what is held for: llama.cpp lets the first two win over max_tokens and n.
+_OTHER_BOUNDS = ("n_predict", "n_cmpl", "max_new_tokens", "max_output_tokens")
 # Servers' own words for "the model was done": TGI's, Together AI's.
 _DONE_REASONS = frozenset({"eos", "eos_token", "stop_sequence"})
 # What is paid for apart from the tokens: it has no price here, and so can't be bought, as no unpriced model
@@ -372,7 +372,7 @@ def _lacking(call: ProviderCall) -> list[str]:
     found = list(call.provider.lacks)
     for name in _OTHER_BOUNDS:
         if call.body.get(name) is not None:
-            refuse_parameter(call, name, "max_tokens bounds the answer")
+            refuse_parameter(call, name, "what is held goes by max_tokens and n")
             found.append(name)
     for name in call.provider.lacks & call.body.keys():
         value = call.body[name]
