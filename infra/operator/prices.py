@@ -105,21 +105,28 @@ def _compare(api: Api, text: str) -> dict[str, Any]:
 def _batches(text: str) -> Iterator[tuple[str, int, int]]:
     """Yield parts of the file, each under its header; the lines before each part, and its records.
 
-    A model's lines stay in one part: together they are its offers.
+    A model's lines stay in one part, wherever they stand: together they are its offers and their tiers.
     """
     reader = csv.reader(io.StringIO(text, newline=""))
     header = next(reader, None)
     if not header:
         raise OperatorError("the file is empty")
-    records: list[list[str]] = []
+    column = next((at for at, name in enumerate(header) if name.strip() == "model"), 0)
     before = line = reader.line_num
+    read: list[tuple[str, int, list[str]]] = []
     for record in reader:
-        if len(records) >= BATCH_LINES and record[:1] != records[-1][:1]:
-            yield _written(header, records), before - 1, len(records)
-            records, before = [], line
         if record:
-            records.append(record)
+            read.append((record[column].strip() if column < len(record) else "", line, record))
         line = reader.line_num
+    last = {model: at for at, (model, _, _) in enumerate(read)}
+    records: list[list[str]] = []
+    open_until = -1
+    for at, (model, begins, record) in enumerate(read):
+        if len(records) >= BATCH_LINES and at > open_until:
+            yield _written(header, records), before - 1, len(records)
+            records, before = [], begins
+        open_until = max(open_until, last[model])
+        records.append(record)
     if records:
         yield _written(header, records), before - 1, len(records)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import uuid
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -166,6 +167,73 @@ async def test_a_changed_price_is_a_new_version(management: Management) -> None:
     assert shown["data"][0]["offers"][0]["prices"]["output"] == "10.1"
     # The same moment twice would be two prices for one request.
     assert_error(await management.admin("POST", "/admin/prices", body), 409, "conflict")
+
+
+TIERS = [
+    {"above_input_tokens": 200_000, "input": "4", "cached_input": "0.4", "output": "12"},
+    {"above_input_tokens": 400_000, "input": "5", "cached_input": "0.5", "output": "20"},
+]
+
+
+async def test_prices_go_by_the_length_of_the_prompt(management: Management) -> None:
+    prices: dict[str, Any] = {
+        "input": 2,
+        "cached_input": "0.2",
+        "output": 8,
+        "tiers": [*reversed(TIERS)],
+    }
+    body: dict[str, Any] = {
+        "name": f"tiered-{uuid.uuid4().hex}",
+        "offers": [{"provider": "openai", "prices": prices}],
+    }
+    made = await management.ok("POST", "/admin/models", body, status=201)
+    assert made["offers"][0]["prices"]["tiers"] == TIERS
+    assert await management.ok("GET", f"/admin/models/{made['id']}") == made
+    versions = await management.ok("GET", f"/admin/prices?model={made['name']}")
+    assert versions["data"][0]["tiers"] == TIERS
+
+    offers = [{"provider": "openai", "prices": prices | {"tiers": TIERS[:1]}}]
+    told = await management.ok("PATCH", f"/admin/models/{made['id']}", {"offers": offers})
+    assert told["offers"][0]["prices"]["tiers"] == TIERS[:1]
+    body = {"model": made["name"], "provider": "openai", "input": 2, "output": 8, "tiers": []}
+    assert "tiers" not in await management.ok("POST", "/admin/prices", body, status=201)
+    body["tiers"] = [{"above_input_tokens": 1, "input": "0.0000000001", "output": 1e9}]
+    (tier,) = (await management.ok("POST", "/admin/prices", body, status=201))["tiers"]
+    assert tier == {"above_input_tokens": 1, "input": "0.0000000001", "output": "1000000000"}
+
+
+@pytest.mark.parametrize(
+    ("tiers", "param"),
+    [
+        ("long", "tiers"),
+        ([7], "tiers.0"),
+        ([{**TIERS[0], "above_input_tokens": 0}], "tiers.0.above_input_tokens"),
+        ([{**TIERS[0], "above_input_tokens": "200000"}], "tiers.0.above_input_tokens"),
+        ([{**TIERS[0], "above_input_tokens": 1.5}], "tiers.0.above_input_tokens"),
+        ([{**TIERS[0], "above_input_tokens": 10**9}], "tiers.0.above_input_tokens"),
+        ([{"input": 1, "output": 1}], "tiers.0.above_input_tokens"),
+        ([{"above_input_tokens": 5, "cached_input": 1, "output": 1}], "tiers.0.input"),
+        ([TIERS[0], {**TIERS[1], "output": -1}], "tiers.1.output"),
+        ([{**TIERS[0], "per_request": 1}], "tiers.0.per_request"),
+        # the classes of the price, all of them and no other
+        ([{"above_input_tokens": 5, "input": 1, "output": 1}], "tiers"),
+        ([{**TIERS[0], "cache_write": 1}], "tiers"),
+        ([*TIERS, {**TIERS[1], "above_input_tokens": 200_000}], "tiers"),
+        ([{**TIERS[0], "above_input_tokens": number} for number in range(1, 18)], "tiers"),
+    ],
+)
+async def test_a_tier_that_makes_no_sense_is_refused_by_name(
+    management: Management, tiers: Any, param: str
+) -> None:
+    model = await management.model()
+    prices = {"input": 2, "cached_input": "0.2", "output": 8, "tiers": tiers}
+    before = management.value("select count(*) from gateway.prices")
+    body: dict[str, Any] = {"model": model["name"], "provider": "openai-compatible", **prices}
+    assert_error(await management.admin("POST", "/admin/prices", body), 422, param=param)
+    body = {"offers": [{"provider": "openai-compatible", "prices": prices}]}
+    answer = await management.admin("PATCH", f"/admin/models/{model['id']}", body)
+    assert_error(answer, 422, param=f"offers.0.prices.{param}")
+    assert management.value("select count(*) from gateway.prices") == before
 
 
 async def test_price_makes_an_offer_where_it_names_the_upstream_model(management: Management) -> None:

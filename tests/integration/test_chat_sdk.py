@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 
+from gateway.schemas.answers.chat import Pricing
 from tests.fixtures.gateway import RunningGateway, gateway, module_gateway
 
 if TYPE_CHECKING:
@@ -287,6 +288,48 @@ def test_models_are_listed_as_openai_lists_them(gateway: RunningGateway) -> None
         client.models.retrieve("no/such-model")
     names = gateway.http().get("/models/simple").json()["models"]
     assert model in names
+
+
+def test_long_prompts_are_priced_as_openrouter_lists_them_and_charged_so(gateway: RunningGateway) -> None:
+    model = gateway.model("echo")
+    prices = (
+        '{"input": "1", "cached_input": "0.1", "output": "2", "tiers": ['
+        '{"above_input_tokens": 20, "input": "10", "cached_input": "1", "output": "20"},'
+        '{"above_input_tokens": 5, "input": "3", "cached_input": "0.3", "output": "4"}]}'
+    )
+    gateway.connection.execute(
+        "select api.create_price(p_model => m.name, p_provider => o.provider, p_prices => %s::jsonb)"
+        " from gateway.models as m join gateway.offers as o on o.model_id = m.id where m.name = %s",
+        [prices, model],
+    )
+    client = gateway.openai(gateway.customer())
+    pricing = Pricing.model_validate((client.models.retrieve(model).model_extra or {})["pricing"])
+    assert (pricing.prompt, pricing.completion) == ("0.00000105", "0.0000021")
+    # each by the commission of 5 %; those with more prompt tokens than that
+    assert [each.model_dump(exclude_unset=True) for each in pricing.overrides] == [
+        {
+            "min_prompt_tokens": 5,
+            "prompt": "0.00000315",
+            "completion": "0.0000042",
+            "input_cache_read": "0.000000315",
+        },
+        {
+            "min_prompt_tokens": 20,
+            "prompt": "0.0000105",
+            "completion": "0.000021",
+            "input_cache_read": "0.00000105",
+        },
+    ]
+    costs = []
+    for words in ("Hello", "Hello " * 40):
+        answer = client.chat.completions.create(model=model, messages=[{"role": "user", "content": words}])
+        assert answer.usage is not None
+        charged = (answer.model_extra or {})["gateway_usage"]["cost_usd"]
+        costs.append((answer.usage.prompt_tokens, answer.usage.completion_tokens, Decimal(charged)))
+    (short, short_answer, short_cost), (long, long_answer, long_cost) = costs
+    assert 5 < short <= 20 < long
+    assert short_cost == (short * 3 + short_answer * 4) * Decimal("0.000001")
+    assert long_cost == (long * 10 + long_answer * 20) * Decimal("0.000001")
 
 
 def test_key_sees_and_uses_only_its_models(gateway: RunningGateway) -> None:

@@ -134,6 +134,26 @@ def test_prices_are_compared_then_brought_in(run: Run, tmp_path: Path) -> None:
         run("prices", "import", str(path), "--dry-run")
 
 
+def test_tiers_are_brought_in_wherever_they_stand_and_listed(run: Run, tmp_path: Path) -> None:
+    header = "input,output,model,provider,above_input_tokens"
+    lines = [f"1,2,tier/{number},openai-compatible," for number in range(400)]
+    # the tier of the first stands last, and the last one's first
+    path = tmp_path / "prices.csv"
+    tiers = [f"{4 + number},9,tier/{number},openai-compatible,200000" for number in (399, 0)]
+    path.write_text("\n".join([header, tiers[0], *lines, tiers[1]]) + "\n")
+    assert "400 new models" in run("prices", "import", str(path), "--dry-run").output
+    assert "400 lines are in force" in run("prices", "import", str(path), "--yes").output
+    listed = run("prices", "list", "--model", "tier/0").output
+    assert "> 200,000" in listed
+    path.write_text(path.read_text().replace(tiers[1], tiers[1].replace("4,9", "5,9")))
+    told = run("prices", "import", str(path), "--dry-run").output
+    assert "1 changed prices" in told
+    assert "input_above_200000" in told
+    path.write_text(path.read_text().replace("\n" + lines[0], "", 1))
+    with pytest.raises(OperatorError, match=r"line 402, above_input_tokens: is a tier of an offer"):
+        run("prices", "import", str(path), "--dry-run")
+
+
 def test_the_doctor_finds_nothing_on_a_sound_gateway(run: Run, gateway: RunningGateway) -> None:
     gateway.model("echo")
     told = run("doctor")
