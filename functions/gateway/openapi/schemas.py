@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import itertools
-import textwrap
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
@@ -13,7 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from gateway.schemas.values import Patch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from pydantic import BaseModel
     from pydantic.json_schema import JsonSchemaValue
@@ -110,18 +111,35 @@ def _field_texts(model: type[BaseModel]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for cls in reversed(model.__mro__):
         if cls.__module__.startswith("gateway."):
-            texts |= _texts_of(cls)
+            texts |= _texts_of_module(cls.__module__).get(cls.__qualname__, {})
     return texts
 
 
-def _texts_of(cls: type) -> dict[str, str]:
+@functools.cache
+def _texts_of_module(name: str) -> dict[str, dict[str, str]]:
+    """Return the texts of a module's classes by qualified name.
+
+    Read once for all of them: `inspect.getsource` of a class parses its whole module, which took the document
+    1.3 s in place of 0.6.
+    """
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    except (OSError, TypeError):  # made at run time: it has no source, nor texts
+        tree = ast.parse(inspect.getsource(sys.modules[name]))
+    except (KeyError, OSError, TypeError):  # made at run time: it has no source, nor texts
         return {}
-    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    return dict(_texts_in(tree.body, ""))
+
+
+def _texts_in(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, dict[str, str]]]:
+    for statement in body:
+        if isinstance(statement, ast.ClassDef):
+            qualified = f"{prefix}{statement.name}"
+            yield qualified, _texts_of(statement)
+            yield from _texts_in(statement.body, f"{qualified}.")
+
+
+def _texts_of(cls: ast.ClassDef) -> dict[str, str]:
     texts = {}
-    for field, text in itertools.pairwise(body):
+    for field, text in itertools.pairwise(cls.body):
         if (
             isinstance(field, ast.AnnAssign)
             and isinstance(field.target, ast.Name)
