@@ -138,8 +138,7 @@ class GeminiEmbeddingWire:
         for name, value in call.body.items():
             if name not in _EMBEDDING_SEEN_TO and value is not None:
                 refuse_parameter(call, name)
-        given = call.body.get("input")
-        texts = given if isinstance(given, list) else [given]
+        texts = _texts(call)
         if not all(isinstance(text, str) for text in texts):
             raise unsupported_content(call, "input", "tokens to embed: send the texts")
         url = model_url(call)
@@ -159,6 +158,8 @@ class GeminiEmbeddingWire:
         embeddings = body.get("embeddings")
         if not isinstance(embeddings, list) or not embeddings or not all(map(_is_embedding, embeddings)):
             raise unreadable(call, "an answer without embeddings")
+        if len(embeddings) != len(_texts(call)):
+            raise unreadable(call, f"{len(embeddings)} embeddings of {len(_texts(call))} texts")
         packed = call.body.get("encoding_format") == "base64"
         data = [
             {
@@ -246,6 +247,12 @@ def _image_usage(usage: TokenUsage) -> dict[str, Any]:
         "input_tokens_details": {"text_tokens": text, "image_tokens": usage.image_input or 0},
         "output_tokens_details": {"text_tokens": usage.output, "image_tokens": usage.image_output or 0},
     }
+
+
+def _texts(call: ProviderCall) -> list[Any]:
+    """Return what is to be embedded, each by itself."""
+    given = call.body.get("input")
+    return given if isinstance(given, list) else [given]
 
 
 def _is_embedding(entry: Any) -> bool:
