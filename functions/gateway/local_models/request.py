@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.errors import Unprocessable
 from gateway.local_models.model import Asked
+from gateway.providers.failures import refuse_parameter
 from gateway.providers.openai_text import text_parameters
 from gateway.providers.plain_prompt import read_turns
 from gateway.providers.registry import provider_named
@@ -26,6 +27,7 @@ LEGACY_MAX_TOKENS = 16
 """OpenAI's default for legacy completions."""
 
 _LEGACY_FIELDS = {"prompt"}
+_CHATS_FIELDS = frozenset({"messages", "max_completion_tokens"})
 _LEGACY_WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "echo": (False,),
     "best_of": (1,),
@@ -64,7 +66,10 @@ def ask_chat(request: ChatCompletionRequest, body: Mapping[str, Any]) -> Asked:
 def ask_completion(request: CompletionRequest, body: Mapping[str, Any]) -> Asked:
     """Return what a completion asks. Raises Unprocessable (422), as `ask_chat` does."""
     rest = {name: value for name, value in body.items() if name not in _LEGACY_FIELDS}
-    text_parameters(_call(request.model, rest), _LEGACY_WITHOUT_EFFECT)
+    call = _call(request.model, rest)
+    text_parameters(call, _LEGACY_WITHOUT_EFFECT)
+    for name in _CHATS_FIELDS & rest.keys():
+        refuse_parameter(call, name, "it belongs to a chat")
     prompt = request.prompt if isinstance(request.prompt, str) else request.prompt[0]
     return _asked(request, prompt, request.max_tokens or LEGACY_MAX_TOKENS)
 
