@@ -15,6 +15,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from gateway.errors import Unprocessable
+from gateway.providers.openai_compatible import read_cost
 from gateway.providers.registry import PROVIDERS, provider_named
 from gateway.providers.wire import Chunk, Fault, ProviderCall, StreamDone, StreamEvent, StreamFailed
 from gateway.schemas.chat import ChatCompletionRequest
@@ -331,6 +332,22 @@ def test_openrouters_own_cost_is_read() -> None:
     answer = call.provider.wire.parse_answer(call, json.dumps(told["response"]).encode())
     assert answer.reported_cost_usd == Decimal("0.00095")
     assert answer.generated == ("Forty-two.A joke is expected.",)
+
+
+@pytest.mark.parametrize(
+    ("told", "cost"),
+    [
+        ({"cost": 0.001, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.02}}, "0.021"),
+        ({"cost": 0.001, "is_byok": False, "cost_details": {"upstream_inference_cost": 0.001}}, "0.001"),
+        ({"cost": 0.001, "is_byok": True, "cost_details": {"upstream_inference_cost": None}}, "0.001"),
+        ({"cost": 0.001, "is_byok": True}, "0.001"),
+        ({"is_byok": True, "cost_details": {"upstream_inference_cost": 0.02}}, None),
+    ],
+)
+def test_openrouters_cost_with_a_key_of_ones_own_is_its_fee_and_the_providers_price(
+    told: dict[str, Any], cost: str | None
+) -> None:
+    assert read_cost(told) == (None if cost is None else Decimal(cost))
 
 
 def test_openrouters_stream_with_its_comments_and_usage() -> None:

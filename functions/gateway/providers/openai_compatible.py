@@ -530,12 +530,29 @@ def openai_usage(usage: TokenUsage) -> dict[str, Any]:
 
 
 def read_cost(reported: Any) -> Decimal | None:
-    """Return what the provider says that the call cost, in USD (OpenRouter's credits are dollars)."""
-    cost = reported.get("cost") if isinstance(reported, dict) else None
-    if isinstance(cost, bool) or not isinstance(cost, int | float) or not math.isfinite(cost) or cost < 0:
+    """Return what the provider says that the call cost, in USD (OpenRouter's credits are dollars).
+
+    With a key of the operator's own (BYOK) OpenRouter's `cost` is its fee alone: what the provider takes for
+    the tokens comes to it.
+    """
+    if not isinstance(reported, dict):
+        return None
+    cost = _usd(reported.get("cost"))
+    if cost is not None and reported.get("is_byok") is True:
+        cost += _usd(_details(reported, "cost_details").get("upstream_inference_cost")) or 0
+    return cost
+
+
+def _usd(amount: Any) -> Decimal | None:
+    if (
+        isinstance(amount, bool)
+        or not isinstance(amount, int | float)
+        or not math.isfinite(amount)
+        or amount < 0
+    ):
         return None
     # Through its shortest text: Decimal(0.1) would carry the binary fraction's fifty digits.
-    return Decimal(str(cost))
+    return Decimal(str(amount))
 
 
 def token_count(value: Any) -> int | None:
