@@ -34,6 +34,8 @@ ARCHITECTURE ?= $(STAGE_ARCHITECTURE)
 
 export PYTHONPATH := functions:.
 export SAM_CLI_TELEMETRY := 0
+# Most of what the tests start is Python, and compiling what it imports takes seconds each time: keep what is compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help dev test check chaos bench drift lint-database build deploy format clean
