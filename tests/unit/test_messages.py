@@ -280,6 +280,47 @@ def test_what_only_anthropic_knows_is_named_and_its_input_has_no_cheap_bound(
             assert caught.value.param == path
 
 
+@pytest.mark.parametrize(
+    ("schema", "strict"),
+    [
+        ({"properties": {"a": {"type": "integer"}}, "required": ["a"]}, True),
+        ({"properties": {"a": {"type": "integer"}, "b": {"type": "null"}}, "required": ["a"]}, False),
+        ({"properties": {"a": {"type": "array", "items": {"type": "object"}}}, "required": ["a"]}, False),
+        ({"properties": {}, "$defs": {"p": {"type": "object", "properties": {"q": {}}}}}, False),
+        ({"properties": {"a": {"anyOf": [{"type": ["object", "null"]}]}}, "required": ["a"]}, False),
+        ({"properties": {"a": {"enum": [{"type": "object"}]}}, "required": ["a"]}, True),
+    ],
+)
+def test_a_format_is_strict_where_openai_can_be(schema: dict[str, Any], *, strict: bool) -> None:
+    """OpenAI refuses that where a property may be missing; Anthropic's SDK makes such of each default."""
+    schema = {"type": "object", "additionalProperties": False, **schema}
+    form = {"type": "json_schema", "schema": schema}
+    given = translate(asked(user(text("x")), output_config={"format": form})).body["response_format"]
+    assert given["json_schema"]["schema"] == schema
+    assert given["json_schema"].get("strict", False) is strict
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.sampled_from(["object", "a"]),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["type", "properties", "required", "$defs", "anyOf", "items", "additionalProperties"]
+                ),
+                inner,
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_any_schema_is_passed_on(schema: Any) -> None:
+    form = {"type": "json_schema", "schema": {"of": schema, "properties": schema, "items": schema}}
+    given = translate(asked(user(text("x")), output_config={"format": form})).body["response_format"]
+    assert given["json_schema"]["schema"] == form["schema"]
+
+
 def test_to_keep_all_thoughts_asks_for_nothing_that_would_not_be_so_anyway() -> None:
     """Claude Code says it with each request that thinks."""
     kept = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}

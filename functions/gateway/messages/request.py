@@ -286,7 +286,9 @@ class _Reader:
         form = config.get("format") or given.get("output_format")
         if form:
             self._check(form, _FORMAT_FIELDS, "output_config.format")
-            schema = {"name": "answer", "schema": form["schema"], "strict": True}
+            schema = {"name": "answer", "schema": form["schema"]}
+            if _may_be_strict(form["schema"]):
+                schema["strict"] = True
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         edits = (given.get("context_management") or {}).get("edits") or []
         if not all(map(_keeps_all, edits)):
@@ -392,6 +394,29 @@ def _is_own(block: Object) -> bool:
     names = {"thinking": "signature", "redacted_thinking": "data"}
     name = names.get(block["type"])
     return name is not None and str(block[name]).startswith(SIGNATURE_LEAD)
+
+
+def _may_be_strict(schema: Any) -> bool:
+    """Whether OpenAI can hold an answer to a schema: its objects are closed, and none of it may be missing.
+
+    What is no schema is for the provider to refuse.
+    """
+    if isinstance(schema, list):
+        return all(map(_may_be_strict, schema))
+    if not isinstance(schema, dict):
+        return True
+    kind, required = schema.get("type"), schema.get("required")
+    named, shared = _named(schema, "properties"), _named(schema, "$defs")
+    if kind == "object" or (isinstance(kind, list) and "object" in kind):
+        needed = required if isinstance(required, list) else []
+        if schema.get("additionalProperties") is not False or any(name not in needed for name in named):
+            return False
+    return _may_be_strict([*named.values(), *shared.values(), schema.get("anyOf"), schema.get("items")])
+
+
+def _named(schema: Object, name: str) -> Object:
+    schemas = schema.get(name)
+    return schemas if isinstance(schemas, dict) else {}
 
 
 def _keeps_all(edit: Object) -> bool:
