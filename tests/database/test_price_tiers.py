@@ -7,13 +7,17 @@ up to 2,000, and 5 and 20 beyond.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
 from tests.database.engine import PROVIDER, usd
+from tests.database.model import INPUT_CLASSES, OUTPUT_CLASSES, Terms, read_prices, round_up
 
 if TYPE_CHECKING:
     from tests.database.engine import Customer, Engine
@@ -399,3 +403,69 @@ def test_tiers_go_in_in_any_order_and_are_told_as_text(engine: Engine, tiered: C
     )
     assert "tiers" not in plain
     assert engine.settle(admitted(engine, tiered, 1001), usage={"input": 1001})["charge_usd"] == "0.002002"
+
+
+# Of any prices
+
+AMOUNTS = st.decimals(0, 999, places=10).map(str)
+LENGTHS = st.one_of(st.integers(1, 12), st.integers(1, 100_000))
+AT_COST = Terms("markup", Decimal(0), Decimal(0))
+HOUR = "cache_write_1h"
+
+
+@st.composite
+def tiered_prices(draw: st.DrawFn) -> JSONObject:
+    """Prices with up to four tiers that have nothing to do with each other, cheaper ones among them."""
+    optional = sorted({*INPUT_CLASSES, *OUTPUT_CLASSES, HOUR} - {"input", "output"})
+    classes = ["input", "output", *draw(st.lists(st.sampled_from(optional), unique=True))]
+    lengths = sorted(draw(st.sets(LENGTHS, min_size=1, max_size=4)))
+    rates = st.fixed_dictionaries(dict.fromkeys(classes, AMOUNTS))
+    tiers = [{"above_input_tokens": length, **draw(rates)} for length in lengths]
+    return {**draw(rates), "tiers": tiers}
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    prices=tiered_prices(),
+    usage=st.dictionaries(
+        st.sampled_from([*INPUT_CLASSES, *OUTPUT_CLASSES, HOUR, "reasoning"]),
+        st.one_of(st.integers(0, 5), st.integers(0, 60_000)),
+    ),
+    near=st.sampled_from([-1, 0, 1]),
+    which=st.integers(0, 3),
+    spare=st.sampled_from([0, 0, 1, 5000]),
+)
+def test_what_is_charged_is_the_plain_models_and_never_beyond_the_bound(
+    *,
+    shared_engine: Engine,
+    prices: JSONObject,
+    usage: dict[str, int],
+    near: int,
+    which: int,
+    spare: int,
+) -> None:
+    # half of the trouble is at an edge: the input comes to a threshold, or to one token beside it
+    length = prices["tiers"][which % len(prices["tiers"])]["above_input_tokens"] + near
+    rest = sum(usage.get(name, 0) for name in INPUT_CLASSES if name != "input")
+    if length >= rest:
+        usage = {**usage, "input": length - rest}
+    exact = read_prices(prices)
+    total = sum(usage.get(name, 0) for name in INPUT_CLASSES)
+    answered = sum(usage.get(name, 0) for name in OUTPUT_CLASSES)
+    ((cost, input_rate, output_rate),) = shared_engine.query(
+        # the prices as admission pins them: through the form that the table has
+        "with pinned as ("
+        " select %s::jsonb || jsonb_build_object('tiers', gateway.read_price_tiers(%s)) as prices"
+        " ) select gateway.tokens_cost_usd(p.prices, %s), r.input_rate, r.output_rate"
+        " from pinned as p cross join gateway.reach_tiers(jsonb_populate_record(null::gateway.candidate,"
+        " jsonb_build_object('prices', p.prices, 'input_bound', %s::bigint, 'input_rate', %s::numeric,"
+        " 'output_rate', %s::numeric)), true, true, true) as r",
+        Jsonb({name: price for name, price in prices.items() if name != "tiers"}),
+        Jsonb(prices["tiers"]),
+        Jsonb(usage),
+        total + spare,
+        max(exact.rates[name] for name in (*INPUT_CLASSES, HOUR) if name in exact.rates) / 1_000_000,
+        max(exact.rates[name] for name in OUTPUT_CLASSES if name in exact.rates) / 1_000_000,
+    )
+    assert round_up(cost) == AT_COST.bill(exact, usage)[0]
+    assert cost <= total * input_rate + answered * output_rate
