@@ -91,6 +91,22 @@ def _check_jwt_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _check_publishable_key(key: SecretStr) -> SecretStr:
+    """Let only that key through which every visitor may see: an sb_publishable_ one, or an anon token."""
+    text = key.get_secret_value()
+    if not text.startswith("sb_publishable_") and _role_of_token(text) != "anon":
+        raise ValueError("must be the project's publishable (or anon) key: it is shown to every visitor")
+    return key
+
+
+def _role_of_token(token: str) -> Any:
+    try:
+        claims = token.split(".")[1]
+        return json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["role"]
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
 def _check_daemon_address(value: str | None) -> str | None:
     if value is not None and not _DAEMON_ADDRESS.fullmatch(value):
         raise ValueError("must be host:port, or tcp:host:port udp:host:port")
@@ -124,6 +140,8 @@ class Settings(BaseModel):
     """Where the issuer's public keys are."""
     auth_jwt_secret: Annotated[SecretStr, AfterValidator(_check_jwt_secret)] | None = None
     """The secret of a project that still signs its tokens by HS256. None: no such token is taken."""
+    auth_publishable_key: Annotated[SecretStr, AfterValidator(_check_publishable_key)] | None = None
+    """The project's key for browsers, which the dashboard signs people in by. None: no sign-in by mail."""
     master_keys: Annotated[
         Mapping[str, bytes], BeforeValidator(_master_keys), AfterValidator(_check_master_keys)
     ] = Field(default_factory=lambda: MappingProxyType({}), repr=False)
@@ -200,6 +218,7 @@ _VARIABLES = {
     "SLUICE_AUTH_ISSUER": "auth_issuer",
     "SLUICE_AUTH_JWKS_URL": "auth_jwks_url",
     "SLUICE_AUTH_JWT_SECRET": "auth_jwt_secret",
+    "SUPABASE_PUBLISHABLE_KEY": "auth_publishable_key",
     "SLUICE_MASTER_KEYS": "master_keys",
     "SLUICE_ALLOW_PRIVATE_URLS": "allow_private_urls",
     "SLUICE_SPOOL_DIR": "spool_dir",

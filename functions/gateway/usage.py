@@ -21,7 +21,7 @@ from gateway.metering import refusal_error
 from gateway.paging import page_size
 from gateway.principals import authorized, require_key
 from gateway.refusals import accept, found
-from gateway.schemas.usage_queries import LimitQuery, RequestsQuery, UsageQuery
+from gateway.schemas.usage_queries import CustomerQuery, LimitQuery, RequestsQuery, UsageQuery
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,6 +39,8 @@ _LIMIT_NAMES = tuple(
 )
 """Those that are always shown, null where there is no such limit."""
 _RESETS = {"day": "daily", "month": "monthly"}
+_OF_CUSTOMER = ("id", "name", "email", "time_zone")
+_OF_KEY = ("id", "name", "prefix", "expires_at")
 _LIMITS_NOTE = "How much is used of it and when it starts anew: GET /user/limit."
 
 
@@ -48,9 +50,28 @@ class Usage:
     def __init__(self, process: Process) -> None:
         self._database = process.database
 
-    async def balance(self, _request: Request, principal: Principal) -> Response:
+    async def me(self, _request: Request, principal: Principal) -> Response:
+        """GET /v1/me: who calls, and what it may do."""
+        customer_id, key_id = principal.customer_id, principal.key_id
+        customers = (
+            [] if customer_id is None else await self._database.list_customers(customer_id=customer_id)
+        )
+        keys = [] if key_id is None else await self._database.list_keys(customer_id=None, key_id=key_id)
+        return JSONResponse(
+            {
+                "customer": next((_parts(row, _OF_CUSTOMER) for row in customers), None),
+                "key": next((_parts(row, _OF_KEY) for row in keys), None),
+                "scopes": sorted(principal.scopes),
+                "is_admin": principal.is_admin,
+                "own_requests_only": principal.own_key_id is not None,
+            }
+        )
+
+    async def balance(self, request: Request, principal: Principal) -> Response:
         """GET /user/balance."""
-        told = found(await self._database.read_balance(_customer(principal)), _no_such_customer())
+        query = validate(CustomerQuery, dict(request.query_params))
+        customer_id = _named_customer(principal, query.customer_id)
+        told = found(await self._database.read_balance(customer_id), _no_such_customer())
         return JSONResponse(
             {
                 "status": "success",
@@ -61,13 +82,15 @@ class Usage:
             }
         )
 
-    async def monitor(self, _request: Request, principal: Principal) -> Response:
+    async def monitor(self, request: Request, principal: Principal) -> Response:
         """GET /user/monitor. What it calls cost is the charge."""
-        customer_id = _customer(principal)
+        query = validate(CustomerQuery, dict(request.query_params))
+        customer_id = _named_customer(principal, query.customer_id)
+        key_id = principal.key_id if customer_id == principal.customer_id else None
         used, account, limits, crossings = await asyncio.gather(
             self._database.read_monitor(customer_id, key_id=principal.own_key_id),
             self._database.read_balance(customer_id),
-            self._database.read_limits(customer_id, key_id=principal.key_id),
+            self._database.read_limits(customer_id, key_id=key_id),
             self._database.list_crossings(customer_id=customer_id, key_id=principal.own_key_id),
         )
         if used is None or account is None or limits is None:
@@ -103,11 +126,13 @@ class Usage:
     async def limit(self, request: Request, principal: Principal) -> Response:
         """GET /user/limit. Its `reason` is in the words that a chat would be refused with."""
         query = validate(LimitQuery, dict(request.query_params))
+        customer_id = _named_customer(principal, query.customer_id)
+        key_id = _asked_key(principal, query.key_id)
+        if key_id is None and customer_id == principal.customer_id:
+            key_id = principal.key_id
         told = found(
-            await self._database.read_limits(
-                _customer(principal), key_id=principal.key_id, model=query.model
-            ),
-            _no_such_customer(),
+            await self._database.read_limits(customer_id, key_id=key_id, model=query.model),
+            _no_such_customer() if query.key_id is None else _no_key(),
         )
         refusal = told["refusal"]
         reason = "Within limits"
@@ -127,6 +152,11 @@ class Usage:
                     "allowed": refusal is None,
                     "reason": reason,
                     **{name: window["used"] for name, window in told["limits"].items()},
+                },
+                "soft_limits": {
+                    name: window["mark"]
+                    for name, window in told["limits"].items()
+                    if window["mark"] is not None
                 },
                 "reset_times": told["reset_times"],
                 "time_zone": told["time_zone"],
@@ -297,6 +327,15 @@ def _customer(principal: Principal) -> int:
     return principal.customer_id
 
 
+def _named_customer(principal: Principal, asked: int | None) -> int:
+    """Return the one customer whose figures are asked for: an admin may name any. Raises NotFound (404)."""
+    return _customer(principal) if asked is None else _asked_customer(principal, asked) or asked
+
+
+def _parts(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: row[name] for name in names}
+
+
 def _asked_customer(principal: Principal, asked: int | None) -> int | None:
     """Return whose figures are asked for; None is all, and is for admins. Raises NotFound (404)."""
     if principal.is_admin:
@@ -376,6 +415,7 @@ def operations(process: Process) -> Sequence[Operation]:
         )
 
     return (
+        route("/v1/me", usage.me, "Read who calls"),
         route("/user/balance", usage.balance, "Read the balance"),
         route("/user/monitor", usage.monitor, "Read what was used", "usage", "chat"),
         route("/user/limit", usage.limit, "Read the limits and what is left of them"),

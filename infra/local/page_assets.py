@@ -1,4 +1,4 @@
-"""Put Swagger UI and Redoc where the gateway serves them from: the few files of them that a page needs.
+"""Put Swagger UI, Redoc and uPlot where the gateway serves them from: the few files that a page needs.
 
 They come as npm packs them, each pinned by version and hash. npm does not install them: what they name as
 dependencies is in their bundles already, and would be a hundred packages more, with scripts that run.
@@ -13,7 +13,7 @@ import re
 import subprocess
 import tarfile
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,8 @@ class Package:
     version: str
     integrity: str
     files: Mapping[str, str]
+    exports: Mapping[str, str] = field(default_factory=dict)
+    """Our file → the global variable that the script sets: what the file then exports as a module."""
 
 
 PACKAGES = (
@@ -71,7 +73,27 @@ PACKAGES = (
             "LICENSE": "redoc.LICENSE.txt",
         },
     ),
+    # Its own ES module is not minified, and three times the size.
+    Package(
+        "uplot",
+        "1.6.32",
+        "sha512-KIMVnG68zvu5XXUbC4LQEPnhwOxBuLyW1AHtpm6IKTXImkbLgkMy+jabjLgSLMasNuGGzQm/ep3tOkyTxpiQIw==",
+        {
+            "dist/uPlot.iife.min.js": "uplot.js",
+            "dist/uPlot.min.css": "uplot.css",
+            "LICENSE": "uplot.LICENSE.txt",
+        },
+        {"uplot.js": "uPlot"},
+    ),
 )
+
+AXE = Package(
+    "axe-core",
+    "4.14.1",
+    "sha512-FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==",
+    {"axe.min.js": "axe.js"},
+)
+"""What the browser tests look for barriers with. It goes into no package of ours."""
 
 
 def file_names() -> list[str]:
@@ -110,13 +132,33 @@ def unpack(package: Package, archive: bytes) -> dict[str, bytes]:
             member = tar.extractfile(f"package/{theirs}")
             if member is None:
                 raise AssetError(f"{package.name} {package.version} has no {theirs}")
-            files[ours] = _SOURCE_MAP.sub(b"", member.read()).replace(_LOGO, _NO_PICTURE)
+            content = _SOURCE_MAP.sub(b"", member.read()).replace(_LOGO, _NO_PICTURE)
+            exported = package.exports.get(ours)
+            files[ours] = (
+                content if exported is None else content + f"\nexport default {exported};\n".encode()
+            )
     return files
 
 
 def build_assets(target: Path = TARGET, *, get: Callable[[Package], bytes] = pack) -> list[Path]:
     """Write all files into `target` and return them. Raises AssetError."""
     made = {name: content for package in PACKAGES for name, content in unpack(package, get(package)).items()}
+    return _write(made, target)
+
+
+def build_axe(target: Path | None = None) -> Path:
+    """Return axe-core's file, in `target` or beside npm's packages, where it is put first if it isn't there.
+
+    Raises AssetError.
+    """
+    [name] = AXE.files.values()
+    target = target or paths.NODE_MODULES / f".{AXE.name}-{AXE.version}"
+    if not (target / name).exists():
+        _write(unpack(AXE, pack(AXE)), target)
+    return target / name
+
+
+def _write(made: Mapping[str, bytes], target: Path) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     for name, content in made.items():
         partial = target / f"{name}.partial"
@@ -126,5 +168,5 @@ def build_assets(target: Path = TARGET, *, get: Callable[[Package], bytes] = pac
 
 
 if __name__ == "__main__":
-    for built in build_assets():
+    for built in [*build_assets(), build_axe()]:
         print(f"wrote {built.relative_to(paths.REPOSITORY)}")

@@ -23,28 +23,29 @@ begin
     return (
         select coalesce(jsonb_object_agg(w.name, jsonb_build_object(
             'limit', case w.metric when 'spend_usd' then to_jsonb(gateway.show_usd(w.most)) else to_jsonb(w.most::bigint) end,
-            'used', case w.metric when 'spend_usd' then to_jsonb(gateway.show_usd(w.used)) else to_jsonb(w.used::bigint) end)), '{}')
+            'used', case w.metric when 'spend_usd' then to_jsonb(gateway.show_usd(w.used)) else to_jsonb(w.used::bigint) end,
+            'mark', case w.metric when 'spend_usd' then to_jsonb(gateway.show_usd(w.mark)) else to_jsonb(w.mark::bigint) end)), '{}')
         from (
-            select distinct on (n.metric, l.per) n.metric || '_per_' || l.per as name, n.metric, n.most, n.used
+            select distinct on (n.metric, l.per) n.metric || '_per_' || l.per as name, n.metric, n.most, n.used, n.mark
             from unnest(p_limits) as l
             cross join lateral (values
-                ('requests', l.requests::numeric, l.used_requests::numeric),
-                ('tokens', l.tokens, l.used_tokens),
-                ('spend_usd', l.spend_usd, l.used_spend_usd)
-            ) as n (metric, most, used)
+                ('requests', l.requests::numeric, l.used_requests::numeric, l.warn_requests::numeric),
+                ('tokens', l.tokens, l.used_tokens, l.warn_tokens),
+                ('spend_usd', l.spend_usd, l.used_spend_usd, l.warn_spend_usd)
+            ) as n (metric, most, used, mark)
             where n.most is not null and l.subject <> 'service'
             order by n.metric, l.per, n.most - n.used, n.most
         ) as w
     );
 end
 $$;
-comment on function gateway.show_windows(gateway.limit_state[]) is 'Of each name, such as requests_per_minute, the window with the least left: its limit and what is used of it.';
+comment on function gateway.show_windows(gateway.limit_state[]) is 'Of each name, such as requests_per_minute, the window with the least left: its limit, what is used of it, and its soft mark.';
 revoke all on function gateway.show_windows(gateway.limit_state[]) from public;
 
 -- api.read_limits: the limits that a key (p_key_id null: the customer's keys together) falls under now, and whether admission would let its next
 -- request pass, however small.
 --
--- {"time_zone", "limits": {"requests_per_minute": {"limit", "used"}, …}, "reset_times": {"minute", "hour", "day", "month"},
+-- {"time_zone", "limits": {"requests_per_minute": {"limit", "used", "mark": its soft mark or null}, …}, "reset_times": {"minute", "hour", "day", "month"},
 --  "refusal": null | what api.admit_request would refuse with}; null where there is no such customer or key.
 --
 -- limits: the key's own, those of the keys that made it, and the customer's; where several windows have one name, the one with the
@@ -74,7 +75,7 @@ declare
     v_excess jsonb;
     v_refusal jsonb;
 begin
-    select c.id, c.time_zone, a.balance_usd - a.held_usd as free_usd,
+    select c.id, c.time_zone, a.balance_usd - a.held_usd as free_usd, a.debt_usd,
         k.id as key_id, k.scopes, k.allowed_models, k.allowed_services, coalesce(k.maker_key_ids, '{}') as maker_key_ids
     into v_caller
     from gateway.customers as c
@@ -161,6 +162,11 @@ begin
             end if;
             v_refusal := coalesce(v_refusal, v_excess);
         end loop;
+    end if;
+
+    if v_caller.debt_usd > 0 and coalesce(v_refusal ->> 'refusal' in ('rate_limit_exceeded', 'insufficient_credits'), true) then
+        -- as admission has it: after what is wrong with key and model, before limits and money
+        v_refusal := jsonb_build_object('refusal', 'customer_in_debt', 'debt_usd', gateway.show_usd(v_caller.debt_usd));
     end if;
 
     return jsonb_build_object(

@@ -1,7 +1,8 @@
-"""Files of the package as responses: the pages that show the API's document, and what they are made of.
+"""Files of the package as responses: the document's pages and the dashboard, and what they are made of.
 
-Each file is sent under a name that holds its hash, so that it may be kept for good. Nothing is loaded from
-another origin, and no page holds a script or a style of its own.
+Each file is sent under a name that holds its hash, so that it may be kept for good; those of the dashboard,
+which name each other, under a folder that holds the hash of all. Nothing is loaded from another origin, and
+no page holds a script or a style of its own.
 """
 
 from __future__ import annotations
@@ -36,13 +37,21 @@ FILES: Mapping[str, str] = {
 }
 """Name → where it lies in the folder."""
 
+DASHBOARD = "dashboard"
+"""The folder of the dashboard's modules and its style."""
+DASHBOARD_VENDORED: Mapping[str, str] = {
+    "vendor/uplot.js": f"{VENDOR}/uplot.js",
+    "vendor/uplot.css": f"{VENDOR}/uplot.css",
+}
+
 MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 _DIGEST_CHARS = 16
-_MARK = re.compile(r"\{\{ ([a-z.-]+) \}\}")
+_MARK = re.compile(r"\{\{ ([a-z_.-]+) \}\}")
 _SENT_NAME = re.compile(r"([a-z.-]+)\.([0-9a-f]{16})(\.[a-z]+)")
 
 _FOR_GOOD = "public, max-age=31536000, immutable"
@@ -87,10 +96,44 @@ def asset(request: Request, name: str) -> Response:
     return tagged(request, file.body, file.media_type, digest=file.digest, cache_control=cached)
 
 
-def page(request: Request, place: str, content_security_policy: str) -> Response:
-    """Return a page, with the names of its files filled in."""
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Files that name each other by their places in a folder, and the hash of all of them."""
+
+    files: Mapping[str, File]
+    digest: str
+
+
+@functools.cache
+def dashboard() -> Bundle:
+    """Return the dashboard's files by their places in its folder. Raises FileNotFoundError as `read` does."""
+    folder = FOLDER / DASHBOARD
+    places = {
+        path.relative_to(folder).as_posix(): path.relative_to(FOLDER).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix in MEDIA_TYPES and path.suffix != ".html"
+    }
+    files = {name: read(place) for name, place in sorted({**places, **DASHBOARD_VENDORED}.items())}
+    digest = hashlib.sha256("".join(f"{name} {file.digest}\n" for name, file in files.items()).encode())
+    return Bundle(files, digest.hexdigest()[:_DIGEST_CHARS])
+
+
+def dashboard_file(request: Request, digest: str, name: str) -> Response:
+    """Return a file of the dashboard. Raises NotFound (404). Of another version's, as `asset` does."""
+    bundle = dashboard()
+    file = bundle.files.get(name)
+    if file is None:
+        raise NotFound("There is no such file.", code="file_not_found")
+    cached = _FOR_GOOD if digest == bundle.digest else _ASK_AGAIN
+    return tagged(request, file.body, file.media_type, digest=file.digest, cache_control=cached)
+
+
+def page(request: Request, place: str, content_security_policy: str, **marks: str) -> Response:
+    """Return a page, with its marks and the names of its files filled in."""
     file = read(place)
-    body = _MARK.sub(lambda mark: sent_name(mark[1]), file.body.decode()).encode()
+    body = _MARK.sub(
+        lambda mark: marks[mark[1]] if mark[1] in marks else sent_name(mark[1]), file.body.decode()
+    ).encode()
     headers = {"content-security-policy": content_security_policy, "referrer-policy": "no-referrer"}
     return tagged(request, body, file.media_type, headers=headers)
 

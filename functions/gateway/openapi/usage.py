@@ -24,27 +24,40 @@ def _label(name: str, description: str, shown: str) -> Parameter:
 
 
 ROUTES: Routes = {
+    "GET /v1/me": Route(
+        answer=answers.Caller,
+        tokens=True,
+        description="Any key will do, and an access token.",
+    ),
     "GET /user/balance": Route(
         answer=answers.Balance,
         tokens=True,
         description="Any key of the customer will do.",
-        refusals=(_NO_CUSTOMER_KEY, unknown("customer", code="not_found")),
+        parameters=(_CUSTOMER_ID,),
+        refusals=(_NO_CUSTOMER_KEY, unknown("customer", code="not_found"), _UNKNOWN_CUSTOMER),
     ),
     "GET /user/monitor": Route(
         answer=answers.Monitor,
         tokens=True,
         description="A key with `chat` alone sees what it has used itself, others what their customer has.",
-        refusals=(_NO_CUSTOMER_KEY, _NO_CUSTOMER),
+        parameters=(_CUSTOMER_ID,),
+        refusals=(_NO_CUSTOMER_KEY, _NO_CUSTOMER, _UNKNOWN_CUSTOMER),
     ),
     "GET /user/limit": Route(
         answer=answers.Limits,
         tokens=True,
         description="What admission would say right now. A person sees the customer's limits alone: the "
         "others are a key's.",
-        parameters=(_label("model", "Asks about this model. By default: about all.", "gpt-4o-mini"),),
+        parameters=(
+            _label("model", "Asks about this model. By default: about all.", "gpt-4o-mini"),
+            Parameter("key_id", "query", "Asks about this key. By default: about the calling one.", ID, 42),
+            _CUSTOMER_ID,
+        ),
         refusals=(
             _NO_CUSTOMER_KEY,
             _NO_CUSTOMER,
+            _UNKNOWN_CUSTOMER,
+            _UNKNOWN_KEY,
             NotFound("The model 'gpt-5-min' does not exist here.", code="model_not_found", param="model"),
             _UNKNOWN_PARAMETER,
         ),

@@ -67,10 +67,18 @@ class _Query(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
+class CustomerQuery(_Query):
+    """The query of GET /user/balance and GET /user/monitor. `customer_id` is for admins."""
+
+    customer_id: QueryId | None = None
+
+
 class LimitQuery(_Query):
-    """The query of GET /user/limit."""
+    """The query of GET /user/limit. `customer_id` is for admins."""
 
     model: Label | None = None
+    key_id: QueryId | None = None
+    customer_id: QueryId | None = None
 
 
 class UsageQuery(_Query):

@@ -12,6 +12,7 @@ from gateway.schemas.answers import (
     Credits,
     Id,
     KeyPrefix,
+    LimitsAnswer,
     Number,
     Page,
     RequestId,
@@ -19,6 +20,34 @@ from gateway.schemas.answers import (
     Time,
     Usd,
 )
+
+
+class CallingCustomer(Answer):
+    """The customer that the caller belongs to."""
+
+    id: Id
+    name: str = Field(examples=["Ada Lovelace"])
+    email: str | None = Field(examples=["ada@example.com"])
+    time_zone: str = Field(description="In which days and months begin.", examples=["Asia/Kolkata"])
+
+
+class OwnKey(Answer):
+    """The calling key."""
+
+    id: Id
+    name: str = Field(examples=["production"])
+    prefix: KeyPrefix
+    expires_at: Time | None
+
+
+class Caller(Answer):
+    """Who calls, and what it may do."""
+
+    customer: CallingCustomer | None = Field(description="Null: an operator, who belongs to no customer.")
+    key: OwnKey | None = Field(description="Null: a person with an access token.")
+    scopes: list[Literal["chat", "usage", "keys", "billing", "admin"]] = Field(examples=[["chat", "usage"]])
+    is_admin: bool
+    own_requests_only: bool = Field(description="It sees its own requests, and not its customer's.")
 
 
 class Balance(Success):
@@ -207,6 +236,9 @@ class Limits(Success):
     api_key: KeyPrefix | None = Field(description="The calling key's; null for a person.")
     current_limits: LimitWindows
     current_usage: CurrentUsage
+    soft_limits: LimitsAnswer = Field(
+        description="The soft marks of those limits that have one: beyond it the answers carry a warning."
+    )
     reset_times: ResetTimes
     time_zone: str = Field(description="In which days and months begin.", examples=["Asia/Kolkata"])
 
