@@ -351,6 +351,11 @@ def test_messages_that_have_no_counterpart_are_refused(message: dict[str, Any], 
     assert _refused(messages=[message]).param == param
 
 
+@pytest.mark.parametrize("refusal", [7, True, ["x"], {"x": 1}])
+def test_a_refusal_that_is_no_text_is_refused(refusal: Any) -> None:
+    assert _refused(messages=[{"role": "assistant", "refusal": refusal}]).param == "messages.0.refusal"
+
+
 def test_tools_and_their_choice() -> None:
     tool = {**WEATHER, "function": {**WEATHER["function"], "strict": True}, "cache_control": MARK}
     bare = {"type": "function", "function": {"name": "now"}}

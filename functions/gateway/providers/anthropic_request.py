@@ -451,8 +451,11 @@ class _Conversation:
 
     def _read_assistant(self, message: dict[str, Any], path: str) -> None:
         blocks = self._blocks(message.get("content"), path, _ASSISTANT_PARTS)
-        if message.get("refusal"):
-            blocks.append({"type": "text", "text": message["refusal"]})
+        refusal = message.get("refusal")
+        if refusal:
+            if not isinstance(refusal, str):
+                raise Unprocessable("A refusal is a text.", param=f"{path}.refusal")
+            blocks.append({"type": "text", "text": refusal})
         for index, tool_call in enumerate(message.get("tool_calls") or []):
             blocks.append(self._tool_use(tool_call, f"{path}.tool_calls.{index}"))
         self._add("assistant", _marked(saying(_with_reasoning(blocks, message)), message))
