@@ -31,3 +31,8 @@ create policy nobody on gateway.events as restrictive to public using (false);
 create policy nobody on gateway.event_deliveries as restrictive to public using (false);
 create policy nobody on gateway.ledger_checkpoints as restrictive to public using (false);
 create policy nobody on gateway.ledger_months as restrictive to public using (false);
+create policy nobody on gateway.payments as restrictive to public using (false);
+create policy nobody on gateway.payment_refunds as restrictive to public using (false);
+create policy nobody on gateway.payment_disputes as restrictive to public using (false);
+create policy nobody on gateway.payment_events as restrictive to public using (false);
+create policy nobody on gateway.statements as restrictive to public using (false);

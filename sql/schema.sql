@@ -19,8 +19,10 @@
 \ir tables/requests.sql
 \ir tables/provider_costs.sql
 \ir tables/idempotency_keys.sql
+\ir tables/payments.sql
 \ir tables/ledger_entries.sql
 \ir tables/ledger_checkpoints.sql
+\ir tables/statements.sql
 \ir tables/usage_rollups.sql
 \ir tables/usage_periods.sql
 \ir tables/refusal_rollups.sql
@@ -67,8 +69,12 @@
 \ir functions/update_key.sql
 \ir functions/forget_retired_secrets.sql
 \ir functions/list_keys.sql
+\ir functions/book_payments.sql
 \ir functions/add_credits.sql
 \ir functions/create_user.sql
+\ir functions/record_payment_event.sql
+\ir functions/read_billing.sql
+\ir functions/read_statement.sql
 \ir functions/read_balances.sql
 \ir functions/manage_prices.sql
 \ir functions/import_prices.sql

@@ -241,6 +241,12 @@ def _refusal_error(refusal: Refusal) -> GatewayError:  # noqa: C901, PLR0911, PL
             return Forbidden("This key may not call models: it lacks the scope 'chat'.", code="scope_missing")
         case "customer_suspended":
             return Forbidden("This account is suspended.", code="customer_suspended")
+        case "customer_in_debt":
+            return Forbidden(
+                f"This account is suspended: it owes ${details['debt_usd']} of refunds or disputes. "
+                "A top-up pays that first.",
+                code="customer_in_debt",
+            )
         case "model_not_found" | "model_not_served":
             return NotFound(
                 f"The model {model!r} does not exist here. GET /v1/models lists those that do.",

@@ -1,6 +1,7 @@
 -- api.add_credits: pays in, or corrects by a negative amount, in USD or in credits. Of p_customer_id, p_key_hash and p_email one names the
--- customer. The same reference twice counts once ("duplicate": true); another amount under it is an error. Locks the account.
--- {"customer_id", "added_usd", "credits_added", "balance_after_usd", "credits_after", "duplicate"}, or {"error": "unknown_customer" |
+-- customer. The same reference twice counts once ("duplicate": true); another amount under it is an error. What is paid in pays a debt first.
+-- Locks the account.
+-- {"customer_id", "added_usd", "credits_added", "balance_after_usd", "credits_after", "debt_usd": still owed, "duplicate"}, or {"error": "unknown_customer" |
 -- "erased_customer" (nothing is paid in any more, but what is left can be paid out) | "invalid_amount" (zero, beyond a billion USD, a
 -- balance beyond ten, or finer than the tenth decimal) | "reference_conflict" | "more_than_free", "free_usd"}.
 create function api.add_credits(
@@ -52,16 +53,19 @@ begin
             return jsonb_build_object('error', 'invalid_amount');
         end if;
         perform set_config('gateway.engine', 'on', true);
-        update gateway.accounts set balance_usd = balance_usd + v_amount where customer_id = v_customer_id returning * into v_account;
-        insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, reference, note, actor)
-        values (v_customer_id, case when v_amount > 0 then 'credit' else 'correction' end, v_amount, v_account.balance_usd, p_reference, p_note,
-                coalesce(p_actor, session_user));
+        if v_amount > 0 then
+            v_account := gateway.book_income(v_customer_id, 'credit', v_amount, p_reference, p_note, coalesce(p_actor, session_user));
+        else
+            update gateway.accounts set balance_usd = balance_usd + v_amount where customer_id = v_customer_id returning * into v_account;
+            insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, reference, note, actor)
+            values (v_customer_id, 'correction', v_amount, v_account.balance_usd, p_reference, p_note, coalesce(p_actor, session_user));
+        end if;
         perform set_config('gateway.engine', 'off', true);
     end if;
     return jsonb_build_object(
         'customer_id', v_customer_id, 'added_usd', gateway.show_usd(v_amount), 'credits_added', trim_scale(v_amount / v_credit_value),
         'balance_after_usd', gateway.show_usd(v_account.balance_usd), 'credits_after', gateway.show_credits(v_account.balance_usd, v_credit_value),
-        'duplicate', v_entry.id is not null);
+        'debt_usd', gateway.show_usd(v_account.debt_usd), 'duplicate', v_entry.id is not null);
 end
 $$;
 revoke all on function api.add_credits(bigint, text, text, numeric, numeric, text, text, text) from public;

@@ -416,6 +416,10 @@ begin
         end if;
         select * into v_account from gateway.accounts where customer_id = v_key.customer_id for update;
         v_free := v_account.balance_usd - v_account.held_usd;
+        if v_account.debt_usd > 0 then
+            v_refusal := jsonb_build_object('refusal', 'customer_in_debt', 'debt_usd', gateway.show_usd(v_account.debt_usd));
+            exit admission;
+        end if;
 
         foreach v_candidate in array v_resolved loop
             -- what the limits leave to this candidate: those of the key and the customer, of the key and its model, of its service,

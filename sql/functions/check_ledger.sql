@@ -82,16 +82,38 @@ $$;
 comment on function gateway.count_misbooked(boolean) is 'Requests whose entries do not come to what was collected for them.';
 revoke all on function gateway.count_misbooked(boolean) from public;
 
+create function gateway.count_misbooked_payments() returns bigint
+language plpgsql stable set search_path = ''
+as $$
+begin
+    return (
+        select count(*)
+        from gateway.payments as p
+        full join (
+            select payment_id, sum(amount_usd - coalesce(debt_change_usd, 0)) as total
+            from gateway.ledger_entries
+            where payment_id is not null
+            group by payment_id
+        ) as e on e.payment_id = p.id
+        where coalesce(p.credited_usd - p.refunded_usd - p.disputed_usd, 0) <> coalesce(e.total, 0)
+    );
+end
+$$;
+comment on function gateway.count_misbooked_payments() is 'Payments whose entries do not come to what was credited, less what was taken back.';
+revoke all on function gateway.count_misbooked_payments() from public;
+
 -- api.check_ledger: recomputes every balance from the ledger, every hold from the running requests, and every request's charge from its
 -- entries. It goes on from each customer's last checkpoint, so that it costs the same however old the books are; with p_full from the first
 -- entry, and proves the checkpoints as well. {"ok", "full", "accounts", "closed_through": last closed month or null,
--- "mismatches": [{customer_id, balance_usd, ledger_usd, held_usd, requests_held_usd}, …at most 100], "misbooked_requests": n,
+-- "mismatches": [{customer_id, balance_usd, ledger_usd, held_usd, requests_held_usd, debt_usd, ledger_debt_usd}, …at most 100],
+-- "misbooked_requests": n, "misbooked_payments": n (their entries do not come to what was credited and taken back of them),
 -- "wrong_checkpoints": n or null, "orphan_holds": n (their lease has run out and nobody ended them)}. Reads one snapshot; locks nothing.
 create function api.check_ledger(p_full boolean default false) returns jsonb
 language plpgsql stable security definer set search_path = '' set statement_timeout = '120s' set plan_cache_mode = force_custom_plan
 as $$
 declare
     v_misbooked bigint := gateway.count_misbooked(p_full);
+    v_misbooked_payments bigint := gateway.count_misbooked_payments();
     v_wrong_checkpoints bigint;
 begin
     if p_full then
@@ -133,25 +155,36 @@ begin
             where state = 'held'
             group by customer_id
         ),
+        -- reversals and what has paid for them are few: these are always summed whole
+        debts as (
+            select customer_id, sum(debt_change_usd) as total
+            from gateway.ledger_entries
+            where debt_change_usd is not null
+            group by customer_id
+        ),
         mismatches as (
-            select a.customer_id, a.balance_usd, coalesce(e.total, 0) as ledger_usd, a.held_usd, coalesce(h.total, 0) as requests_held_usd
+            select a.customer_id, a.balance_usd, coalesce(e.total, 0) as ledger_usd, a.held_usd, coalesce(h.total, 0) as requests_held_usd,
+                a.debt_usd, coalesce(d.total, 0) as ledger_debt_usd
             from gateway.accounts as a
             left join entries as e using (customer_id)
             left join holds as h using (customer_id)
-            where a.balance_usd <> coalesce(e.total, 0) or a.held_usd <> coalesce(h.total, 0)
+            left join debts as d using (customer_id)
+            where a.balance_usd <> coalesce(e.total, 0) or a.held_usd <> coalesce(h.total, 0) or a.debt_usd <> coalesce(d.total, 0)
         )
         select jsonb_build_object(
-            'ok', not exists (select from mismatches) and v_misbooked = 0 and coalesce(v_wrong_checkpoints, 0) = 0,
+            'ok', not exists (select from mismatches) and v_misbooked = 0 and v_misbooked_payments = 0 and coalesce(v_wrong_checkpoints, 0) = 0,
             'full', p_full,
             'accounts', (select count(*) from gateway.accounts),
             'closed_through', (select to_char(max(month), 'YYYY-MM') from gateway.ledger_months),
             'mismatches', coalesce((
                 select jsonb_agg(jsonb_build_object(
                     'customer_id', m.customer_id, 'balance_usd', gateway.show_usd(m.balance_usd), 'ledger_usd', gateway.show_usd(m.ledger_usd),
-                    'held_usd', gateway.show_usd(m.held_usd), 'requests_held_usd', gateway.show_usd(m.requests_held_usd)))
+                    'held_usd', gateway.show_usd(m.held_usd), 'requests_held_usd', gateway.show_usd(m.requests_held_usd),
+                    'debt_usd', gateway.show_usd(m.debt_usd), 'ledger_debt_usd', gateway.show_usd(m.ledger_debt_usd)))
                 from (select * from mismatches order by customer_id limit 100) as m
             ), '[]'),
             'misbooked_requests', v_misbooked,
+            'misbooked_payments', v_misbooked_payments,
             'wrong_checkpoints', v_wrong_checkpoints,
             'orphan_holds', coalesce((select sum(orphans) from holds), 0))
     );

@@ -12,7 +12,7 @@ declare
     v_charge numeric;
     v_charged numeric := 0;
     v_released numeric := 0;
-    v_balance numeric;
+    v_account record;
 begin
     v_requests := array(
         select r from gateway.requests as r
@@ -46,13 +46,23 @@ begin
 
     foreach v_request in array v_requests loop
         v_charge := case when v_policy = 'charge' then v_request.hold_usd else 0 end;
-        update gateway.accounts
-        set held_usd = held_usd - v_request.hold_usd, balance_usd = balance_usd - v_charge
-        where customer_id = v_request.customer_id
-        returning balance_usd into v_balance;
+        -- what is released goes to the debt
+        update gateway.accounts as a
+        set held_usd = a.held_usd - v_request.hold_usd, balance_usd = a.balance_usd - v_charge - d.paid_usd, debt_usd = a.debt_usd - d.paid_usd
+        from (
+            select customer_id, least(debt_usd, balance_usd - held_usd + v_request.hold_usd - v_charge) as paid_usd
+            from gateway.accounts
+            where customer_id = v_request.customer_id
+        ) as d
+        where a.customer_id = d.customer_id
+        returning a.balance_usd, d.paid_usd into v_account;
         if v_charge > 0 then
             insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, request_id, note, actor)
-            values (v_request.customer_id, 'charge', -v_charge, v_balance, v_request.id, 'hold expired', 'gateway');
+            values (v_request.customer_id, 'charge', -v_charge, v_account.balance_usd + v_account.paid_usd, v_request.id, 'hold expired', 'gateway');
+        end if;
+        if v_account.paid_usd > 0 then
+            insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, debt_change_usd, actor)
+            values (v_request.customer_id, 'debt_payment', -v_account.paid_usd, v_account.balance_usd, -v_account.paid_usd, 'gateway');
         end if;
         v_charged := v_charged + v_charge;
         v_released := v_released + v_request.hold_usd - v_charge;

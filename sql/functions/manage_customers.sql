@@ -6,7 +6,7 @@ begin
         select jsonb_build_object(
             'signs_in', p_customer.auth_user_id is not null,
             'credits', gateway.show_credits(a.balance_usd, s.credit_value_usd),
-            'balance_usd', gateway.show_usd(a.balance_usd), 'held_usd', gateway.show_usd(a.held_usd),
+            'balance_usd', gateway.show_usd(a.balance_usd), 'held_usd', gateway.show_usd(a.held_usd), 'debt_usd', gateway.show_usd(a.debt_usd),
             'active_keys', (select count(*) from gateway.api_keys as k where k.customer_id = p_customer.id and k.active))
         from gateway.accounts as a
         cross join gateway.settings as s

@@ -1,10 +1,10 @@
--- api.read_balance: one customer's account. {"customer_id", "credits", "balance_usd", "held_usd"}. Reads only.
+-- api.read_balance: one customer's account. {"customer_id", "credits", "balance_usd", "held_usd", "debt_usd"}. Reads only.
 create function api.read_balance(p_customer_id bigint) returns jsonb
 language sql stable security definer set search_path = ''
 as $$
     select jsonb_build_object(
         'customer_id', a.customer_id, 'credits', gateway.show_credits(a.balance_usd, s.credit_value_usd),
-        'balance_usd', gateway.show_usd(a.balance_usd), 'held_usd', gateway.show_usd(a.held_usd))
+        'balance_usd', gateway.show_usd(a.balance_usd), 'held_usd', gateway.show_usd(a.held_usd), 'debt_usd', gateway.show_usd(a.debt_usd))
     from gateway.accounts as a
     cross join gateway.settings as s
     where a.customer_id = p_customer_id
@@ -20,7 +20,7 @@ as $$
     select coalesce(jsonb_agg(jsonb_build_object(
         'user_id', c.id, 'name', c.name, 'email', c.email,
         'credits', gateway.show_credits(a.balance_usd, s.credit_value_usd),
-        'balance_usd', gateway.show_usd(a.balance_usd), 'held_usd', gateway.show_usd(a.held_usd),
+        'balance_usd', gateway.show_usd(a.balance_usd), 'held_usd', gateway.show_usd(a.held_usd), 'debt_usd', gateway.show_usd(a.debt_usd),
         'api_keys', coalesce((
             select jsonb_agg(jsonb_build_object('id', k.id, 'prefix', k.prefix, 'active', k.active) order by k.id)
             from gateway.api_keys as k

@@ -71,6 +71,7 @@ declare
     v_before numeric;
     v_due numeric;
     v_take numeric;
+    v_paid numeric := 0;
     v_asked_again boolean := false;
     v_outcome text := p_settlement ->> 'outcome';
 begin
@@ -156,13 +157,21 @@ begin
     if v_late and v_asked_again then
         v_take := least(v_take, 0);
     end if;
+    if v_account.debt_usd > 0 then  -- it gets what is released
+        v_paid := least(v_account.debt_usd, v_account.balance_usd - v_account.held_usd + case when v_late then 0 else v_request.hold_usd end - v_take);
+    end if;
     update gateway.accounts
-    set balance_usd = balance_usd - v_take, held_usd = held_usd - case when v_late then 0 else v_request.hold_usd end
+    set balance_usd = balance_usd - v_take - v_paid, held_usd = held_usd - case when v_late then 0 else v_request.hold_usd end,
+        debt_usd = debt_usd - v_paid
     where customer_id = v_request.customer_id
     returning * into v_account;
     if v_take <> 0 then
         insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, request_id, actor)
-        values (v_request.customer_id, case when v_late then 'late_settlement' else 'charge' end, -v_take, v_account.balance_usd, v_request.id, 'gateway');
+        values (v_request.customer_id, case when v_late then 'late_settlement' else 'charge' end, -v_take, v_account.balance_usd + v_paid, v_request.id, 'gateway');
+    end if;
+    if v_paid > 0 then
+        insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, debt_change_usd, actor)
+        values (v_request.customer_id, 'debt_payment', -v_paid, v_account.balance_usd, -v_paid, 'gateway');
     end if;
     v_request.collected_usd := v_before + v_take;
     v_request.uncollected_usd := v_request.charge_usd - v_request.collected_usd;

@@ -5,7 +5,10 @@ create table gateway.accounts (
     held_usd numeric(20, 10) not null default 0,
     constraint accounts_are_numbers check ('NaN' <> all (array[balance_usd, held_usd])),
     constraint accounts_held_not_negative check (held_usd >= 0),
-    constraint accounts_holds_are_covered check (balance_usd - held_usd >= 0)
+    constraint accounts_holds_are_covered check (balance_usd - held_usd >= 0),
+    debt_usd numeric(20, 10) not null default 0,
+    constraint accounts_debt_not_negative check (debt_usd >= 0 and debt_usd <> 'NaN'),
+    constraint accounts_debt_takes_what_is_free check (debt_usd = 0 or balance_usd = held_usd)
 ) with (fillfactor = 50);
 alter table gateway.accounts enable row level security;
 
@@ -13,4 +16,6 @@ comment on table gateway.accounts is 'A customer''s prepaid money. Written by th
 comment on column gateway.accounts.customer_id is 'Whose account.';
 comment on column gateway.accounts.balance_usd is 'Sum of the customer''s ledger entries, in USD; what is held is still in it.';
 comment on column gateway.accounts.held_usd is 'Sum of the holds of the customer''s running requests, in USD.';
+comment on column gateway.accounts.debt_usd is 'What a refund or dispute took back beyond what was free: it is paid first by whatever becomes free, and until then no request is admitted.';
 comment on constraint accounts_holds_are_covered on gateway.accounts is 'The hard cap: no call is admitted whose whole bound is not covered by free money.';
+comment on constraint accounts_debt_takes_what_is_free on gateway.accounts is 'Whoever owes has nothing free: what is paid in or released goes to the debt in the same statement.';

@@ -15,7 +15,19 @@ create table gateway.settings (
     log_retention_months integer constraint settings_log_retention_months_check check (log_retention_months between 2 and 1200),
     usage_detail_days integer default 93 constraint settings_usage_detail_days_check check (usage_detail_days between 35 and 36600),
     constraint settings_webhook_is_signed check (webhook_url is null or webhook_secret is not null),
-    unsupported_parameters text not null default 'refuse' constraint settings_unsupported_parameters_check check (unsupported_parameters in ('refuse', 'drop'))
+    unsupported_parameters text not null default 'refuse' constraint settings_unsupported_parameters_check check (unsupported_parameters in ('refuse', 'drop')),
+    top_up_amounts_usd numeric(20, 10)[] not null default '{10,25,50,100}',
+    top_up_minimum_usd numeric(20, 10) not null default 5,
+    top_up_maximum_usd numeric(20, 10) not null default 1000,
+    constraint settings_top_up_range check (
+        top_up_minimum_usd between 0.5 and top_up_maximum_usd and top_up_maximum_usd <= 999999.99
+        and top_up_minimum_usd = round(top_up_minimum_usd, 2) and top_up_maximum_usd = round(top_up_maximum_usd, 2)
+    ),
+    constraint settings_top_up_amounts check (
+        array_ndims(top_up_amounts_usd) = 1 and cardinality(top_up_amounts_usd) between 1 and 12
+        and array_position(top_up_amounts_usd, null) is null and top_up_amounts_usd = top_up_amounts_usd::numeric(20, 2)[]
+        and top_up_minimum_usd <= all (top_up_amounts_usd) and top_up_maximum_usd >= all (top_up_amounts_usd)
+    )
 );
 insert into gateway.settings default values;
 alter table gateway.settings enable row level security;
@@ -36,3 +48,6 @@ comment on column gateway.settings.webhook_secret is 'What events are signed wit
 comment on column gateway.settings.log_retention_months is 'Whole months of the request log that are kept beside the current one; empty: all, for ever. The books, checkpoints and sums of older months stay.';
 comment on column gateway.settings.usage_detail_days is 'For how many days usage is kept by the quarter of an hour, for charts by the hour; empty: for ever. By day and month it is kept for ever.';
 comment on column gateway.settings.unsupported_parameters is 'What becomes of a parameter that a provider can''t be told: refuse (422, naming it) or drop (left out, and named in x-gateway-dropped-parameters).';
+comment on column gateway.settings.top_up_amounts_usd is 'The amounts that are offered for a top-up, in whole cents; any other one between the least and the most is taken, too.';
+comment on column gateway.settings.top_up_minimum_usd is 'The least that a top-up may be. Stripe takes no less than 0.50 USD.';
+comment on column gateway.settings.top_up_maximum_usd is 'The most that a top-up may be. Stripe takes no more than 999999.99 USD.';

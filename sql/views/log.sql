@@ -85,7 +85,7 @@ create trigger read_only instead of insert or update or delete on gateway.ledger
 comment on view gateway.ledger_readable is 'The books with their customers'' names, newest first.';
 comment on column gateway.ledger_readable.at is 'When.';
 comment on column gateway.ledger_readable.customer is 'Whose account.';
-comment on column gateway.ledger_readable.kind is 'credit (paid in), correction (by an admin), charge (of a request), late_settlement (of a request whose hold had expired).';
+comment on column gateway.ledger_readable.kind is 'credit (paid in), correction (by an admin), charge (of a request), late_settlement (of a request whose hold had expired), refund and dispute (of a payment: taken back), reinstatement (a dispute was won, or a refund failed), debt_payment (what became free went to the debt).';
 comment on column gateway.ledger_readable.amount_usd is 'Positive raises the balance, negative lowers it.';
 comment on column gateway.ledger_readable.balance_after_usd is 'The balance after this entry.';
 comment on column gateway.ledger_readable.request_id is 'The request that it is for.';

@@ -31,9 +31,11 @@ ROLLED_UP = (
 )  # fmt: skip
 SOFT_METRICS = tuple(f"warn_{metric}" for metric in METRICS)
 EVERYTHING = {
-    "accounts": "select customer_id, balance_usd, held_usd from gateway.accounts",
-    "ledger": "select customer_id, kind, amount_usd, balance_after_usd, request_id, reference"
-    " from gateway.ledger_entries order by id",
+    "accounts": "select customer_id, balance_usd, held_usd, debt_usd from gateway.accounts",
+    "ledger": "select customer_id, kind, amount_usd, balance_after_usd, request_id, reference,"
+    " debt_change_usd from gateway.ledger_entries order by id",
+    "payments": "select payment_intent, customer_id, credited_usd, refunded_usd, disputed_usd"
+    " from gateway.payments",
     "requests": "select id, state, outcome, hold_usd, cost_usd, charge_usd, collected_usd, uncollected_usd,"
     " model_id, service_id, usage_estimated from gateway.requests where state <> 'refused'",
     "counters": "select subject, subject_id, model_id, per, window_start, requests, tokens, spend_usd"
@@ -60,12 +62,16 @@ def compare(world: World) -> None:
     found = {name: cursor.fetchall() for name, cursor in cursors.items()}
 
     assert {row[0]: row[1:] for row in found["accounts"]} == {
-        customer.id: (customer.balance, customer.held) for customer in model.customers.values()
+        customer.id: (customer.balance, customer.held, customer.debt) for customer in model.customers.values()
     }
     ledger: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
     for customer_id, *entry in found["ledger"]:
         ledger[customer_id].append(tuple(entry))
     assert ledger == {customer_id: entries for customer_id, entries in model.ledger.items() if entries}
+    assert {row[0]: row[1:] for row in found["payments"]} == {
+        payment.id: (payment.customer_id, payment.credited, payment.refunded, payment.disputed)
+        for payment in model.payments.values()
+    }
     assert {row[0]: row[1:] for row in found["requests"]} == {
         request.id: (
             request.state,
@@ -145,11 +151,14 @@ def audit(engine: Engine) -> dict[tuple[CounterKey, datetime], Amounts]:
     ]
     booked: dict[str, Decimal] = defaultdict(Decimal)
     balances: dict[int, Decimal] = defaultdict(Decimal)
-    for customer_id, amount, balance_after, request_id in engine.query(
-        "select customer_id, amount_usd, balance_after_usd, request_id from gateway.ledger_entries"
-        " order by id"
+    debts: dict[int, Decimal] = defaultdict(Decimal)
+    for customer_id, amount, balance_after, request_id, debt_change in engine.query(
+        "select customer_id, amount_usd, balance_after_usd, request_id, debt_change_usd"
+        " from gateway.ledger_entries order by id"
     ):
         balances[customer_id] += amount
+        debts[customer_id] += debt_change or 0
+        assert debts[customer_id] >= 0
         assert balance_after == balances[customer_id] >= 0
         if request_id is not None:
             booked[request_id] -= amount
@@ -188,9 +197,12 @@ def audit(engine: Engine) -> dict[tuple[CounterKey, datetime], Amounts]:
             paying[request["key_id"], request["idempotency_key"]] += request["collected_usd"] > 0
     assert not booked
     assert max(paying.values(), default=0) <= 1, "two requests with one Idempotency-Key were paid for"
-    for customer_id, balance, held_usd in engine.query("select * from gateway.accounts"):
-        assert (balance, held_usd) == (balances[customer_id], held[customer_id])
+    for customer_id, balance, held_usd, debt in engine.query(
+        "select customer_id, balance_usd, held_usd, debt_usd from gateway.accounts"
+    ):
+        assert (balance, held_usd, debt) == (balances[customer_id], held[customer_id], debts[customer_id])
         assert balance >= held_usd
+        assert debt == 0 or balance == held_usd
     for *name, start, used_requests, used_tokens, used_usd in engine.query(
         "select subject, subject_id, model_id, per, window_start, requests, tokens, spend_usd"
         " from gateway.limit_counters"

@@ -281,6 +281,49 @@ class Engine:
         )[0]
         return row[0], row[1], row[2]
 
+    def debt(self, customer_id: int) -> Decimal | int:
+        found: Decimal | int = self.value(
+            "select debt_usd from gateway.accounts where customer_id = %s", customer_id
+        )
+        return found
+
+    # Payments
+
+    def payment_event(
+        self, payment_intent: str, told: Mapping[str, Any], *, connection: Connection | None = None
+    ) -> JSONObject:
+        """An event of Stripe's as the gateway hands it in, with an id of its own unless `told` names one."""
+        event = {
+            "id": f"evt_{uuid.uuid4().hex}",
+            "type": "test",
+            "created": "2026-11-21T12:00:00+00:00",
+            "livemode": False,
+            "payment_intent": payment_intent,
+            **told,
+        }
+        answer: JSONObject = call(connection or self.connection, "record_payment_event", p_event=event)
+        return answer
+
+    def paid(self, customer_id: int, cents: int, payment_intent: str = "pi_1") -> JSONObject:
+        """A payment of so many cents is complete."""
+        told = {"customer_id": customer_id, "currency": "usd", "paid_minor": cents}
+        return self.payment_event(payment_intent, told)
+
+    def refunded(self, cents: int, payment_intent: str = "pi_1") -> JSONObject:
+        """So much of it is refunded in all."""
+        return self.payment_event(payment_intent, {"refunded_minor": cents})
+
+    def disputed(
+        self, cents: int, payment_intent: str = "pi_1", *, withdrawn: bool = True, returned: bool = False
+    ) -> JSONObject:
+        dispute = {
+            "id": f"dp_{payment_intent}",
+            "amount_minor": cents,
+            "withdrawn": withdrawn,
+            "returned": returned,
+        }
+        return self.payment_event(payment_intent, {"dispute": dispute})
+
     def dump(self) -> dict[str, list[str]]:
         """Everything that a request may consume, row by row. Counters that count nothing are left out."""
         found = {

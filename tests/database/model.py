@@ -187,6 +187,7 @@ class Customer:
     active: bool = True
     balance: Decimal = NOTHING
     held: Decimal = NOTHING
+    debt: Decimal = NOTHING
 
     @property
     def free(self) -> Decimal:
@@ -201,6 +202,24 @@ class Entry(NamedTuple):
     balance_after: Decimal
     request_id: str | None
     reference: str | None
+    debt_change: Decimal | None = None
+
+
+@dataclass(slots=True)
+class Payment:
+    """What was told of a payment, in cents, and what of it is in the books, in USD."""
+
+    id: str
+    customer_id: int | None = None
+    paid: int | None = None
+    refunded_in_all: int = 0
+    refunds: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    """(amount, whether it failed)"""
+    disputes: dict[str, tuple[int, bool, bool]] = field(default_factory=dict)
+    """(amount, whether it was withdrawn, whether it was given back)"""
+    credited: Decimal = NOTHING
+    refunded: Decimal = NOTHING
+    disputed: Decimal = NOTHING
 
 
 class Subject(NamedTuple):
@@ -418,6 +437,8 @@ class Model:
     keyed: dict[tuple[int, str], Keyed] = field(default_factory=dict)
     refusals: dict[tuple[int, int, str], int] = field(default_factory=lambda: defaultdict(int))
     lapses: int = 0
+    payments: dict[str, Payment] = field(default_factory=dict)
+    payment_events: set[str] = field(default_factory=set)
 
     def trial(self, act: Callable[[Model], T]) -> T:
         """What `act` would come to, without its doing anything here."""
@@ -444,6 +465,8 @@ class Model:
 
         considered = self._candidates(call)
         limits = self._applicable_limits(call.key_id, customer, considered, at)
+        if customer.debt:
+            return Decision("customer_in_debt", limits=tuple(limits))
         fitting: list[Candidate] = []
         first_refusal: Decision | None = None
         for candidate in considered:
@@ -737,6 +760,7 @@ class Model:
         if late and asked_again:  # the client has paid for this with its second request
             take = min(take, NOTHING)
         self._book(customer, "late_settlement" if late else "charge", -take, request_id=request_id)
+        self._pay_debt(customer)
         request.collected += take
         return self._receipt(request, customer, already=False)
 
@@ -784,6 +808,7 @@ class Model:
                 request.charge = request.collected = request.hold
             customer.held -= request.hold
             self._book(customer, "charge", -request.charge, request_id=request.id)
+            self._pay_debt(customer)
             for counted in request.counted:
                 spend = NOTHING if counted.counter.subject == "service" else request.charge
                 self._recount(counted, Amounts(counted.amounts.requests, 0, spend))
@@ -818,7 +843,73 @@ class Model:
         if customer.free + usd < 0:
             return "more_than_free"
         self._book(customer, "credit" if usd > 0 else "correction", usd, reference=reference)
+        self._pay_debt(customer)
         return "credited"
+
+    # Payments
+
+    def _pay_debt(self, customer: Customer) -> None:
+        """Whoever owes has nothing free."""
+        paid = min(customer.debt, customer.free)
+        if paid:
+            customer.balance -= paid
+            customer.debt -= paid
+            self.ledger[customer.id].append(Entry("debt_payment", -paid, customer.balance, None, None, -paid))
+
+    def pay(self, event_id: str, payment_id: str, told: Mapping[str, Any]) -> str:
+        """Take in an event: recorded, or duplicate."""
+        payment = self.payments.setdefault(payment_id, Payment(payment_id))
+        if event_id in self.payment_events:
+            return "duplicate"
+        self.payment_events.add(event_id)
+        if "paid_minor" in told:
+            payment.customer_id = payment.customer_id or told["customer_id"]
+            payment.paid = told["paid_minor"] if payment.paid is None else payment.paid
+        payment.refunded_in_all = max(payment.refunded_in_all, told.get("refunded_minor", 0))
+        if refund := told.get("refund"):
+            amount, failed = payment.refunds.get(refund["id"], (0, False))
+            payment.refunds[refund["id"]] = (
+                max(amount, refund["amount_minor"]),
+                failed or refund["failed"],
+            )
+        if dispute := told.get("dispute"):
+            amount, withdrawn, returned = payment.disputes.get(dispute["id"], (0, False, False))
+            payment.disputes[dispute["id"]] = (
+                max(amount, dispute["amount_minor"]),
+                withdrawn or dispute["withdrawn"],
+                returned or dispute["returned"],
+            )
+        self._reconcile(payment)
+        return "recorded"
+
+    def _reconcile(self, payment: Payment) -> None:
+        if payment.paid is None or payment.customer_id is None:
+            return
+        customer = self.customers[payment.customer_id]
+        if not payment.credited:
+            payment.credited = Decimal(payment.paid) / 100
+            self._book(customer, "credit", payment.credited, reference=f"stripe:{payment.id}")
+            self._pay_debt(customer)
+        known = sum(amount for amount, _ in payment.refunds.values())
+        failed = sum(amount for amount, has_failed in payment.refunds.values() if has_failed)
+        refunded = min(Decimal(max(payment.refunded_in_all, known) - failed) / 100, payment.credited)
+        taken = sum(
+            amount for amount, withdrawn, returned in payment.disputes.values() if withdrawn and not returned
+        )
+        disputed = min(Decimal(taken) / 100, payment.credited - refunded)
+        changes = [("refund", refunded - payment.refunded), ("dispute", disputed - payment.disputed)]
+        payment.refunded, payment.disputed = refunded, disputed
+        for kind, usd in sorted(changes, key=lambda change: change[1]):
+            if usd < 0:
+                self._book(customer, "reinstatement", -usd)
+                self._pay_debt(customer)
+            elif usd > 0:
+                free = min(customer.free, usd)
+                customer.balance -= free
+                customer.debt += usd - free
+                self.ledger[customer.id].append(
+                    Entry(kind, -free, customer.balance, None, None, usd - free or None)
+                )
 
     def set_limit(self, subject: Subject, metric: str, per: str, most: Number | None) -> None:
         """A limit brings a soft mark at 80 percent, and takes it along when it goes."""

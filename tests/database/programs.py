@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import uuid
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -119,6 +120,10 @@ class World:
         with self.engine.by_engine():
             for table in (
                 "ledger_entries",
+                "payment_events",
+                "payment_refunds",
+                "payment_disputes",
+                "payments",
                 "requests",
                 "limit_counters",
                 "idempotency_keys",
@@ -128,7 +133,7 @@ class World:
             ):
                 self.engine.run(f"delete from gateway.{table}")
             self.engine.run("delete from gateway.prices where id >= %s", self.first_price)
-            self.engine.run("update gateway.accounts set balance_usd = 0, held_usd = 0")
+            self.engine.run("update gateway.accounts set balance_usd = 0, held_usd = 0, debt_usd = 0")
             self.engine.run("update gateway.customers set active = true")
             self.engine.run("delete from gateway.settings")
             self.engine.run("insert into gateway.settings default values")
@@ -551,6 +556,54 @@ class Credit(Operation):
             assert ran.answer["balance_after_usd"] == shown(customer.balance)
 
 
+@dataclass(frozen=True, slots=True)
+class Pay(Operation):
+    """An event of Stripe's about one of a few payments; those with one number are one event."""
+
+    payment: int
+    event: int | None
+    told: tuple[str, int, bool, bool]
+    """What it tells of (paid, refunded, refund or dispute), how many cents, and two facts of it."""
+
+    def asked(self, world: World) -> JSONObject:
+        what, cents, first, second = self.told
+        intent = f"pi_{self.payment}"
+        asked: JSONObject = {
+            "id": f"evt_{uuid.uuid4()}" if self.event is None else f"evt_{intent}_{self.event}",
+            "type": what,
+            "created": datetime.now(UTC).isoformat(),
+            "livemode": False,
+            "payment_intent": intent,
+        }
+        match what:
+            case "paid":
+                customer_id = pick(world.customer_ids, self.payment)
+                asked |= {"customer_id": customer_id, "currency": "usd", "paid_minor": cents}
+            case "refunded":
+                asked |= {"refunded_minor": cents}
+            case "refund":
+                asked |= {"refund": {"id": f"re_{intent}_{second}", "amount_minor": cents, "failed": first}}
+            case _:
+                dispute = {
+                    "id": f"dp_{intent}",
+                    "amount_minor": cents,
+                    "withdrawn": first,
+                    "returned": second,
+                }
+                asked |= {"dispute": dispute}
+        return asked
+
+    def call(self, world: World, connection: Connection, asked: JSONObject) -> Any:
+        del world
+        return call(connection, "record_payment_event", p_event=asked)
+
+    def check(self, world: World, ran: Ran, passed_over: frozenset[str] = frozenset()) -> None:
+        del passed_over
+        came_to = world.model.pay(ran.asked["id"], ran.asked["payment_intent"], ran.asked)
+        assert ran.answer["outcome"] == came_to
+        assert ran.answer["unexpected"] is None
+
+
 class OfTheOperator(Operation):
     __slots__ = ()
 
@@ -844,6 +897,20 @@ top_ups = st.builds(
     ),
     reference=st.sampled_from([None, None, "payment 1", "payment 2"]),
 )
+payments = st.builds(
+    Pay,
+    payment=st.integers(0, 2),
+    event=st.sampled_from([None, None, None, 0, 1]),
+    told=st.one_of(
+        st.tuples(st.just("paid"), st.integers(1, 6), st.just(False), st.just(False)),
+        st.tuples(
+            st.sampled_from(["refunded", "refund", "dispute"]),
+            st.integers(0, 7),
+            st.booleans(),
+            st.booleans(),
+        ),
+    ),
+)
 limits = st.builds(
     SetLimit,
     kind=st.sampled_from(["key", "each model", "echo", "odd", "customer", "service"]),
@@ -884,7 +951,9 @@ def weighed(*choices: tuple[int, st.SearchStrategy[Any]]) -> st.SearchStrategy[A
     return st.sampled_from(range(len(drawn))).flatmap(drawn.__getitem__)
 
 
-calls_of_clients = weighed((2, admits), (3, plain_admits), (4, settles), (2, expiries), (1, top_ups))
+calls_of_clients = weighed(
+    (2, admits), (3, plain_admits), (4, settles), (2, expiries), (1, top_ups), (2, payments)
+)
 calls_of_operators = weighed(
     (4, limits), (2, prices), (2, changes_of_terms), (1, changes_of_limits), (1, suspensions)
 )

@@ -32,6 +32,7 @@ def test_a_balance_is_the_sum_of_its_entries(engine: Engine, customer: Customer)
         "closed_through": None,
         "mismatches": [],
         "misbooked_requests": 0,
+        "misbooked_payments": 0,
         "wrong_checkpoints": None,
         "orphan_holds": 0,
     }
@@ -75,6 +76,8 @@ def test_a_planted_mismatch_is_found(
         "ledger_usd": "9.99937",
         "held_usd": "0.0063",
         "requests_held_usd": "0.0063",
+        "debt_usd": "0",
+        "ledger_debt_usd": "0",
     }
     assert told["mismatches"] == [{**expected, **found}]
 

@@ -109,6 +109,7 @@ def test_each_month_is_closed_once_in_order_with_the_balance_at_its_end(
             "closed_through": month(engine, 1),
             "mismatches": [],
             "misbooked_requests": 0,
+            "misbooked_payments": 0,
             "wrong_checkpoints": 0 if full else None,
             "orphan_holds": 0,
         }

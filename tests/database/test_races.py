@@ -295,6 +295,7 @@ def test_everything_at_once_neither_deadlocks_nor_loses_a_cent(engine: Engine) -
         "closed_through": None,
         "mismatches": [],
         "misbooked_requests": 0,
+        "misbooked_payments": 0,
         "wrong_checkpoints": None,
         "orphan_holds": 0,
     }

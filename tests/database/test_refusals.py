@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.database.engine import PRICES, digest, new_request_id
+from tests.database.engine import PRICES, digest, new_request_id, usd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,15 @@ CASES: dict[str, tuple[Callable[[Engine, Customer], Any], dict[str, Any]]] = {
     "customer_suspended": (
         lambda engine, customer: engine.run(
             "update gateway.customers set active = false where id = %s", customer.id
+        ),
+        {},
+    ),
+    "customer_in_debt": (
+        # paid, spent elsewhere, and refunded: nothing is free, and a cent is owed
+        lambda engine, customer: (
+            engine.paid(customer.id, 1),
+            engine.call("add_credits", p_customer_id=customer.id, p_usd=usd("-10.01")),
+            engine.refunded(1),
         ),
         {},
     ),

@@ -34,6 +34,9 @@ SETTINGS = {
     "webhook_secret_set": False,
     "log_retention_months": None,
     "usage_detail_days": 93,
+    "top_up_amounts_usd": ["10", "25", "50", "100"],
+    "top_up_minimum_usd": "5",
+    "top_up_maximum_usd": "1000",
 }
 SETTINGS_COLUMNS = [name.removesuffix("_set") for name in SETTINGS]
 # By number, so that no test asks a resolver.
@@ -298,11 +301,15 @@ async def test_settings_change_as_named(management: Management) -> None:
         "webhook_secret": WEBHOOK_SECRET,
         "log_retention_months": 2,
         "usage_detail_days": None,
+        "top_up_amounts_usd": ["0.75", 2000],
+        "top_up_minimum_usd": "0.75",
+        "top_up_maximum_usd": "2000.5",
     }
     expected = {
         **changes,
         "commission_percent": "7.25",
         "credit_value_usd": "0.001",
+        "top_up_amounts_usd": ["0.75", "2000"],
         "webhook_secret_set": True,
     }
     del expected["webhook_secret"]
@@ -326,6 +333,13 @@ async def test_settings_change_as_named(management: Management) -> None:
         ("commission_percent", None),
         ("billing_mode", "free"),
         ("unsupported_parameters", "ignore"),
+        ("top_up_amounts_usd", []),
+        ("top_up_amounts_usd", ["4.99"]),
+        ("top_up_amounts_usd", ["10"] * 13),
+        ("top_up_minimum_usd", "0.49"),
+        ("top_up_minimum_usd", "1000000"),
+        ("top_up_maximum_usd", None),
+        ("top_up_maximum_usd", "NaN"),
         ("billing_mode", None),
         ("flat_usd_per_1k_tokens", -0.01),
         ("credit_value_usd", 0),
@@ -382,6 +396,8 @@ async def test_ledger_check_proves_the_books_and_finds_a_false_balance(managemen
             "ledger_usd": "12.5",
             "held_usd": "0",
             "requests_held_usd": "0",
+            "debt_usd": "0",
+            "ledger_debt_usd": "0",
         }
     ]
     with management.connection.transaction():

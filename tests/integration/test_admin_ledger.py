@@ -63,6 +63,8 @@ async def test_books_that_disagree_are_told_and_logged(management: Management) -
                 "ledger_usd": "6",
                 "held_usd": "0",
                 "requests_held_usd": "0",
+                "debt_usd": "0",
+                "ledger_debt_usd": "0",
             }
         ]
     finally:

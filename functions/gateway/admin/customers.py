@@ -166,6 +166,7 @@ class Customers:
                 "added_usd": told["added_usd"],
                 "balance_after": told["credits_after"],
                 "balance_after_usd": told["balance_after_usd"],
+                "debt_usd": told["debt_usd"],
                 "duplicate": told["duplicate"],
             }
         )

@@ -48,6 +48,12 @@ class System:
                 code="webhook_secret_required",
                 param="webhook_secret",
             ),
+            top_ups_do_not_fit=Unprocessable(
+                "top_up_minimum_usd must not be beyond top_up_maximum_usd, and top_up_amounts_usd must lie "
+                "between the two.",
+                code="invalid_top_ups",
+                param="top_up_amounts_usd",
+            ),
         )
         return JSONResponse(told)
 

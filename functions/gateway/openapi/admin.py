@@ -363,6 +363,12 @@ ROUTES: Routes = {
                 code="webhook_secret_required",
                 param="webhook_secret",
             ),
+            Unprocessable(
+                "top_up_minimum_usd must not be beyond top_up_maximum_usd, and top_up_amounts_usd must lie "
+                "between the two.",
+                code="invalid_top_ups",
+                param="top_up_amounts_usd",
+            ),
             Unprocessable("webhook_url must be https.", code="invalid_webhook_url", param="webhook_url"),
             Unprocessable(
                 "webhook_secret must have from 24 to 64 bytes.",

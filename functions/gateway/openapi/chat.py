@@ -28,6 +28,7 @@ METERED_REFUSALS = (
                 available_usd="0.0041",
             ),
             _refusal("scope_missing"),
+            _refusal("customer_in_debt", debt_usd="2.5"),
             _refusal("model_not_allowed"),
             _refusal("model_not_found"),
             _refusal("model_not_priced"),

@@ -24,6 +24,7 @@ from gateway.schemas.values import (
     SignedCredits,
     SignedUsd,
     Time,
+    TopUpUsd,
     Usd,
     Username,
     WarnPercent,
@@ -358,3 +359,7 @@ class ChangeSettingsRequest(Patch):
     usage_detail_days: Annotated[int, Field(ge=35, le=36_600)] | None = None
     unsupported_parameters: Literal["refuse", "drop"] | None = None
     """Of parameters that a provider can't be told."""
+    top_up_amounts_usd: Annotated[list[TopUpUsd], Field(min_length=1, max_length=12)] | None = None
+    """The amounts that are offered."""
+    top_up_minimum_usd: TopUpUsd | None = None
+    top_up_maximum_usd: TopUpUsd | None = None

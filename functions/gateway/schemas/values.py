@@ -98,6 +98,10 @@ PositiveUsd = Annotated[
     Decimal, BeforeValidator(_decimal), _within(Decimal(1).scaleb(-PLACES), MAX_USD), _AS_DECIMAL
 ]
 SignedUsd = Annotated[Decimal, BeforeValidator(_decimal), _within(-MAX_USD, MAX_USD), _AS_DECIMAL]
+TopUpUsd = Annotated[
+    Decimal, BeforeValidator(_decimal), _within(Decimal("0.5"), Decimal("999999.99"), 2), _AS_DECIMAL
+]
+"""What Stripe takes at once: whole cents, from 0.50 to 999,999.99 USD."""
 Credits = Annotated[Decimal, BeforeValidator(_number), _within(0, MAX_CREDITS), _AS_NUMBER]
 SignedCredits = Annotated[Decimal, BeforeValidator(_number), _within(-MAX_CREDITS, MAX_CREDITS), _AS_NUMBER]
 Commission = Annotated[Decimal, BeforeValidator(_decimal), _within(0, 1000, 6), _AS_DECIMAL]
@@ -196,6 +200,8 @@ def as_sent(value: Any) -> Any:
     """Return a value as it goes to the database: amounts and times as exact text."""
     if isinstance(value, Decimal):
         return exact_text(value)
+    if isinstance(value, list):
+        return [as_sent(item) for item in value]
     return value.isoformat() if isinstance(value, date) else value
 
 

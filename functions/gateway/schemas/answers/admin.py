@@ -52,6 +52,7 @@ class Customer(Answer):
     credits: Credits
     balance_usd: Usd
     held_usd: Usd
+    debt_usd: Usd = Field(description="What it owes; while it does, no request is admitted.", examples=["0"])
     active_keys: Count
 
 
@@ -75,6 +76,7 @@ class AddedCredits(Success):
     added_usd: Usd
     balance_after: Credits
     balance_after_usd: Usd
+    debt_usd: Usd = Field(description="What is still owed: a debt is paid first.", examples=["0"])
     duplicate: bool = Field(description="The reference was known: nothing was paid in this time.")
 
 
@@ -206,6 +208,7 @@ class UserBalance(Answer):
     credits: Credits
     balance_usd: Usd
     held_usd: Usd
+    debt_usd: Usd = Field(examples=["0"])
     api_keys: list[BalanceKey]
 
 
@@ -462,6 +465,11 @@ class SettingsAnswer(Answer):
         description="What becomes of a parameter that a provider can't be told: the call is refused, or "
         "it is left out and named in the header x-gateway-dropped-parameters."
     )
+    top_up_amounts_usd: list[Usd] = Field(
+        description="The amounts that are offered for a top-up.", examples=[["10", "25", "50", "100"]]
+    )
+    top_up_minimum_usd: Usd = Field(description="The least that a top-up may be.", examples=["5"])
+    top_up_maximum_usd: Usd = Field(description="The most that a top-up may be.", examples=["1000"])
 
 
 class AuditRecord(Answer):
@@ -507,6 +515,8 @@ class LedgerMismatch(Answer):
     ledger_usd: Usd
     held_usd: Usd
     requests_held_usd: Usd
+    debt_usd: Usd
+    ledger_debt_usd: Usd
 
 
 class LedgerCheck(Answer):
@@ -520,6 +530,9 @@ class LedgerCheck(Answer):
     )
     mismatches: list[LedgerMismatch] = Field(description="At most a hundred.", examples=[[]])
     misbooked_requests: Count = Field(description="Requests whose entries are not their charge.")
+    misbooked_payments: Count = Field(
+        description="Payments whose entries are not what was credited and taken back."
+    )
     wrong_checkpoints: Count | None = Field(
         description="Checkpoints that the entries do not come to; null where the check was not full."
     )
