@@ -21,16 +21,21 @@ if TYPE_CHECKING:
     from tests.fixtures.database import NewDatabase
 
 
-# As a new database is, in a fifth of the time. Past the guards, which refuse nothing less.
+# As a new database is, past the guards, which refuse nothing less. What has no pages is left alone: it takes
+# three times as long to truncate every table.
 EMPTY = """
 set session_replication_role = replica;
+set client_min_messages = warning;
 do $$
 begin
     execute (
-        select 'truncate ' || string_agg(oid::regclass::text, ', ') || ' restart identity'
+        select 'truncate ' || string_agg(oid::regclass::text, ', ') || ' cascade'
         from pg_class
-        where relnamespace = 'gateway'::regnamespace and relkind in ('r', 'p') and not relispartition
+        where relnamespace = 'gateway'::regnamespace and relkind = 'r' and pg_relation_size(oid) > 0
     );
+    perform setval(format('%I.%I', schemaname, sequencename), start_value, false)
+    from pg_sequences
+    where schemaname = 'gateway' and last_value is not null;
     insert into gateway.settings default values;
     insert into gateway.usage_closing default values;
 end
