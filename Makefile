@@ -9,6 +9,7 @@
 #   make drift   whether supabase/migrations/ builds what sql/ describes
 #   make lint-database   what Supabase's own linters say of the database
 #   make build   the packages for Lambda, checked (ARCHITECTURE is arm64 or x86_64; STAGE's unless you say)
+#   make image   the image of the function that serves models of your own, by Docker (LOCAL_MODELS, ARCHITECTURE)
 #   make deploy  put STAGE (dev unless you say) on AWS, as infra/samconfig.toml has it
 #   make format  put the code into the shape that `check` wants
 #   make clean   remove what the above installed; the data in DATA_DIR stays
@@ -25,6 +26,7 @@ MODULES := infra/local/node_modules
 TOKENIZERS := functions/gateway/tokenizers
 PAGES := functions/gateway/assets/vendor
 LOCAL_MODELS_PY := .venv/local-models/bin/python
+LOCAL_MODELS_PY := .venv/local-models/bin/python
 LINTERS := infra/local/linters/node_modules
 SOURCES := functions infra tests
 SAM := .venv/sam/bin/sam
@@ -38,7 +40,7 @@ export SAM_CLI_TELEMETRY := 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test check chaos bench drift lint-database build deploy format clean
+.PHONY: help dev test check chaos bench drift lint-database build image deploy format clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -70,6 +72,10 @@ build: .venv/.sam $(TOKENIZERS)/.made $(PAGES)/.made
 	ARCHITECTURE=$(ARCHITECTURE) $(SAM) build --config-file $(CURDIR)/$(CONFIG) --parameter-overrides Architecture=$(ARCHITECTURE)
 	@$(PY) -m infra.sam.package check $(ARCHITECTURE) .aws-sam/build/*Function
 
+image:
+	docker build --platform linux/$(ARCHITECTURE:x86_64=amd64) --build-arg LOCAL_MODELS="$(or $(LOCAL_MODELS),gpt2)" \
+		--file functions/local_models/Dockerfile --tag sluice-local-models .
+
 deploy: build
 	@test "$(ARCHITECTURE)" = "$(STAGE_ARCHITECTURE)" || { echo "$(CONFIG) says $(STAGE_ARCHITECTURE) for $(STAGE), not $(ARCHITECTURE)"; exit 1; }
 	$(SAM) deploy --config-file $(CURDIR)/$(CONFIG) --config-env $(STAGE)
@@ -100,6 +106,16 @@ clean:
 .venv/.test: requirements-test.txt .venv/.dev
 	@echo "Installing the Python packages of the tests"
 	@$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements-test.txt
+	@touch $@
+
+# PyTorch's CPU builds are in an index of its own, which uv knows; wheels at hand (pip's `find-links`) go before it.
+.venv/.local-models: requirements-local-models.txt requirements-torch.txt .venv/.made
+	@echo "Installing PyTorch and transformers for models of your own"
+	@test -x $(LOCAL_MODELS_PY) || $(PY) -m venv --without-pip .venv/local-models
+	@at_hand="$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 2>/dev/null)}"; \
+	install="$(UV) pip install --quiet --python $(LOCAL_MODELS_PY) --require-hashes"; \
+	{ test -n "$$at_hand" && $$install --find-links "$$at_hand" -r requirements-torch.txt -r requirements-local-models.txt 2>/dev/null; } \
+	|| $$install --torch-backend cpu -r requirements-torch.txt -r requirements-local-models.txt
 	@touch $@
 
 # PyTorch's CPU builds are in an index of its own, which uv knows; wheels at hand (pip's `find-links`) go before it.

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 ACTOR = "local stack"
 DEMO_EMAIL = "demo@sluice.example"
 DEMO_USD = Decimal(5)
+LOCAL_MODELS = "local-models"
+LOCAL_PREFIX = "local/"
 # USD per million tokens: round enough to check a bill in one's head.
 SIMULATOR_PRICES = {"input": "0.50", "cached_input": "0.05", "output": "1.50"}
 SIMULATOR_MODELS = (
@@ -179,6 +181,16 @@ def create_admin_key(url: str, key: str, name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedModels:
+    """The models that run beside the stack."""
+
+    url: str
+    key: str = field(repr=False)
+    context_lengths: Mapping[str, int]
+    """Name → tokens of prompt and answer together."""
+
+
+@dataclass(frozen=True, slots=True)
 class Seeds:
     """What the stack puts into its database."""
 
@@ -190,6 +202,7 @@ class Seeds:
     master_keys: Mapping[str, bytes]
     provider_keys: Mapping[str, str]
     """Provider name → its key, found in the environment."""
+    local_models: ServedModels | None = None
 
 
 def provider_keys(environ: Mapping[str, str]) -> dict[str, str]:
@@ -238,7 +251,47 @@ def seed_stack(url: str, seeds: Seeds) -> list[str]:
                 models=sold,
                 models_changed=False,
             )
-    return [*(simulated.name for simulated in SIMULATED_SERVICES), *seeds.provider_keys]
+        served = [] if seeds.local_models is None else [LOCAL_MODELS]
+        if seeds.local_models is not None:
+            _seed_local_models(connection, seeds.local_models, seeds.master_keys)
+    return [*(simulated.name for simulated in SIMULATED_SERVICES), *seeds.provider_keys, *served]
+
+
+def _seed_local_models(
+    connection: Connection, served: ServedModels, master_keys: Mapping[str, bytes]
+) -> None:
+    """Sell each as local/<name>; an admin's own price for it stays."""
+    names = {f"{LOCAL_PREFIX}{name}": name for name in served.context_lengths}
+    for sold, name in names.items():
+        context_length = served.context_lengths[name]
+        try:
+            call(
+                connection,
+                "create_model",
+                p_name=sold,
+                p_offers=Jsonb(
+                    [{"provider": "local", "upstream_model": name, "prices": dict(SIMULATOR_PRICES)}]
+                ),
+                p_display_name=f"Local: {name}",
+                p_input_modalities=["text"],
+                p_output_modalities=["text"],
+                p_context_length=context_length,
+                p_max_output_tokens=context_length,
+                p_actor=ACTOR,
+            )
+        except ApiError as refusal:
+            if refusal.code != "name_taken":
+                raise
+    _ensure_service(
+        connection,
+        LOCAL_MODELS,
+        "local",
+        base_url=served.url,
+        key=served.key,
+        master_keys=master_keys,
+        models=list(names),
+        models_changed=True,
+    )
 
 
 def _seed_demo_customer(connection: Connection, key: str) -> None:

@@ -18,6 +18,7 @@ from gateway import auth
 from gateway.settings import Settings, SettingsError
 from infra.local import paths
 from infra.local.database import create_database, create_roles, migrate, seed
+from infra.local.local_models import LocalModelServer
 from infra.local.maintenance import Sweeper
 from infra.local.postgres import EmbeddedPostgres
 from infra.local.postgrest import PostgRest
@@ -44,6 +45,8 @@ class StackOptions:
     admin_key: str | None
     hosted: bool
     """Whether a Supabase project is used instead of the embedded database."""
+    local_models: str = ""
+    """The models to serve beside, as SLUICE_LOCAL_MODELS has them; empty for none."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:
@@ -57,7 +60,9 @@ class StackOptions:
                 f"ADMIN_KEY can't be used: it needs {auth.MIN_CHOSEN_CHARS} to {auth.MAX_CHOSEN_CHARS} "
                 "printable characters, or is to be one that `sluice new-key` made"
             )
-        return cls(int(port), _data_dir(environ), admin_key, bool(environ.get("SUPABASE_URL", "").strip()))
+        hosted = bool(environ.get("SUPABASE_URL", "").strip())
+        models = (environ.get("LOCAL_MODELS") or environ.get("SLUICE_LOCAL_MODELS") or "").strip()
+        return cls(int(port), _data_dir(environ), admin_key, hosted, models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,13 @@ def _start_backend(
         prepare_database(server, state)
     simulator = ThreadedServer(create_simulator(key=state.simulator_key), port=state.simulator_port)
     stack.enter_context(simulator)
+    served = None
+    if options.local_models:
+        with step("Loading the local models"):
+            taken = (options.port, state.postgres_port, state.postgrest_port, state.simulator_port)
+            served = stack.enter_context(
+                LocalModelServer(options.local_models, options.data_dir / "local-models.log", avoid=taken)
+            )
     admin_key = options.admin_key or state.admin_key
     master_keys = {name: base64.b64decode(key) for name, key in state.master_keys.items()}
     with step("Seeding the demo"):
@@ -128,6 +140,7 @@ def _start_backend(
                 simulator_key=state.simulator_key,
                 master_keys=master_keys,
                 provider_keys=provider_keys(os.environ),
+                local_models=None if served is None else served.seed(),
             ),
         )
     rest = PostgRest(

@@ -92,15 +92,26 @@ def zipped_bytes(package: Path) -> int:
         return file.tell()
 
 
+def packaged_functions() -> list[str]:
+    """Return the folders of the functions that share this package: all but those that are images."""
+    return sorted(
+        path.parent.name for path in paths.FUNCTIONS.glob("*/handler.py") if not _is_image(path.parent)
+    )
+
+
+def _is_image(folder: Path) -> bool:
+    return (folder / "Dockerfile").is_file()
+
+
 def _needed() -> list[str]:
     """Every handler of ours, chat's wrapper, the tokenizers' data and what the pages are made of."""
-    handlers = [path.relative_to(paths.FUNCTIONS).as_posix() for path in paths.FUNCTIONS.glob("*/handler.py")]
+    handlers = [f"{name}/handler.py" for name in packaged_functions()]
     tokenizers = [f"gateway/tokenizers/{vocabulary.file_name}" for vocabulary in VOCABULARIES]
     pages = [
         (page_assets.TARGET / name).relative_to(paths.FUNCTIONS).as_posix()
         for name in page_assets.file_names()
     ]
-    return [*sorted(handlers), "chat/bootstrap", *tokenizers, *pages]
+    return [*handlers, "chat/bootstrap", *tokenizers, *pages]
 
 
 def _faults_of_binary(path: Path, name: str, architecture: str) -> list[str]:
@@ -170,7 +181,7 @@ def _copy_functions(target: Path) -> list[Path]:
     """Copy our folders into the package and return what they have become."""
     copied = []
     for folder in sorted(path for path in paths.FUNCTIONS.iterdir() if path.is_dir()):
-        if not folder.name.startswith((".", "__")):
+        if not folder.name.startswith((".", "__")) and not _is_image(folder):
             copied.append(target / folder.name)
             shutil.copytree(folder, copied[-1], ignore=shutil.ignore_patterns("__pycache__", ".*"))
     if missing := [name for name in _needed() if not (target / name).is_file()]:

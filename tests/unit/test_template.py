@@ -33,6 +33,8 @@ json.dump(yaml_parse(sys.stdin.read()), sys.stdout)
 """
 XRAY = {"xray:PutTraceSegments", "xray:PutTelemetryRecords"}
 CATCH_ALL = "/{proxy+}"
+IMAGE = "local_models"
+STREAMING = {"ChatFunctionAliaslive", "LocalModelsFunctionAliaslive"}
 STREAMING_MILLISECONDS = 900_000
 
 Template = dict[str, Any]
@@ -86,18 +88,27 @@ def resources(template: Template, kind: str) -> dict[str, Template]:
 
 
 def functions(template: Template) -> dict[str, Template]:
-    """Function's folder → its resource."""
+    """Function's folder → its resource. The one that is an image has no handler."""
     return {
-        each["Properties"]["Handler"].split(".")[0]: each
+        each["Properties"].get("Handler", IMAGE).split(".")[0]: each
         for each in resources(template, "AWS::Lambda::Function").values()
     }
+
+
+def with_local_models(value: Any) -> Any:
+    """What CloudFormation takes of a value where LocalModels is set."""
+    if isinstance(value, dict) and list(value) == ["Fn::If"] and value["Fn::If"][0] == "HasLocalModels":
+        return with_local_models(value["Fn::If"][1])
+    if isinstance(value, dict):
+        return {name: with_local_models(each) for name, each in value.items()}
+    return [with_local_models(each) for each in value] if isinstance(value, list) else value
 
 
 def integrations(template: Template) -> dict[str, tuple[str, Template]]:
     """Path → the logical id of the alias that serves it, and the integration."""
     [api] = resources(template, "AWS::ApiGateway::RestApi").values()
     found = {}
-    for path, methods in api["Properties"]["Body"]["paths"].items():
+    for path, methods in with_local_models(api["Properties"]["Body"]["paths"]).items():
         assert list(methods) == ["x-amazon-apigateway-any-method"], f"{path} leaves methods to API Gateway"
         integration = methods["x-amazon-apigateway-any-method"]["x-amazon-apigateway-integration"]
         [alias] = re.findall(r"functions/\$\{(\w+)\}/", integration["uri"]["Fn::Sub"])
@@ -106,11 +117,11 @@ def integrations(template: Template) -> dict[str, tuple[str, Template]]:
 
 
 def streaming_faults(template: Template) -> list[str]:
-    """What keeps the chat function's routes from streaming for as long as a chat may take."""
+    """What keeps the routes of the functions that stream from it, for as long as a chat may take."""
     faults = []
     for path, (alias, integration) in integrations(template).items():
         streams = integration["uri"]["Fn::Sub"].endswith("/response-streaming-invocations")
-        if alias != "ChatFunctionAliaslive":
+        if alias not in STREAMING:
             if streams or "responseTransferMode" in integration:
                 faults.append(f"{path} streams, but its function doesn't")
             continue
@@ -165,6 +176,8 @@ def test_template_and_functions_have_the_same_routes(translated: Template) -> No
     # What nobody serves goes to web, whose 404 is the contract's.
     assert CATCH_ALL in routed["web"]
     routed["web"].discard(CATCH_ALL)
+    # Below this path it has OpenAI's own.
+    assert routed.pop("localmodels") == {"/local-models/{proxy+}"}
     assert routed == served_paths()
 
 
@@ -172,7 +185,8 @@ def test_every_handler_has_a_function(translated: Template) -> None:
     handlers = {path.parent.name for path in (REPOSITORY / "functions").glob("*/handler.py")}
     assert set(functions(translated)) == handlers
     for name, function in functions(translated).items():
-        assert function["Properties"]["Handler"] == f"{name}.handler.handler"
+        if name != IMAGE:
+            assert function["Properties"]["Handler"] == f"{name}.handler.handler"
 
 
 def statements(resource: Template) -> Iterator[Template]:
@@ -217,8 +231,9 @@ def test_each_function_has_a_role_of_its_own(translated: Template) -> None:
     assert len(set(roles.values())) == len(roles)
     for role in roles.values():
         properties = translated["Resources"][role]["Properties"]
-        # AWS's own policies are wide: none of them.
-        assert properties["ManagedPolicyArns"] == [{"Ref": "FunctionPolicy"}]
+        # AWS's own policies are wide: none of them. The local models have no business with the secret.
+        ours = [] if role == "LocalModelsRole" else [{"Ref": "FunctionPolicy"}]
+        assert properties.get("ManagedPolicyArns", []) == ours
         assert properties["PermissionsBoundary"]["Fn::If"][1] == {"Ref": "PermissionsBoundaryArn"}
 
 
@@ -269,6 +284,38 @@ def test_every_function_deploys_through_an_alias_with_a_way_back(translated: Tem
         dimensions = {each["Name"]: each["Value"] for each in alarms[watching[0]]["Properties"]["Dimensions"]}
         assert dimensions["FunctionName"] == alias["Properties"]["FunctionName"]
         assert dimensions["ExecutedVersion"] == alias["Properties"]["FunctionVersion"]
+
+
+def test_without_local_models_nothing_of_them_is_made(translated: Template) -> None:
+    theirs = {name: each for name, each in translated["Resources"].items() if "LocalModels" in name}
+    assert len(theirs) == 8
+    assert {each.get("Condition") for each in theirs.values()} == {"HasLocalModels"}
+    assert translated["Parameters"]["LocalModels"]["Default"] == ""
+    [api] = resources(translated, "AWS::ApiGateway::RestApi").values()
+    path = api["Properties"]["Body"]["paths"]["/local-models/{proxy+}"]
+    assert path["Fn::If"][0] == "HasLocalModels"
+    assert path["Fn::If"][2] == {"Ref": "AWS::NoValue"}
+    # No other resource depends on one that may not be there.
+    rest = [each for name, each in translated["Resources"].items() if name not in theirs and each != api]
+    assert not re.findall(r'"LocalModels\w*(?:Function|Role|Logs|Alarm)', json.dumps(rest))
+
+
+def test_local_models_are_an_image_that_only_a_key_opens(translated: Template, parsed: Template) -> None:
+    properties = functions(translated)[IMAGE]["Properties"]
+    assert properties["PackageType"] == "Image"
+    assert not {"Handler", "Runtime", "Layers"} & set(properties)
+    # The hash of the key and no secret: a function's configuration can be read.
+    assert properties["Environment"]["Variables"] == {
+        "SLUICE_LOCAL_MODELS": {"Ref": "LocalModels"},
+        "SLUICE_LOCAL_MODELS_KEY_SHA256": {"Ref": "LocalModelsKeyHash"},
+    }
+    rule = parsed["Rules"]["LocalModelsHaveImageAndKey"]
+    assert [each["Assert"]["Fn::Not"][0]["Fn::Equals"][0]["Ref"] for each in rule["Assertions"]] == [
+        "LocalModelsImage",
+        "LocalModelsKeyHash",
+    ]
+    # `make build` leaves it alone: SAM builds no image without these.
+    assert "Metadata" not in parsed["Resources"]["LocalModelsFunction"]
 
 
 def test_a_changed_setting_is_a_new_version(parsed: Template) -> None:
@@ -379,9 +426,11 @@ def test_environment_is_what_the_settings_read(translated: Template) -> None:
             "POWERTOOLS_SERVICE_NAME",
             "POWERTOOLS_METRICS_NAMESPACE",
         }
+        reads = "local_models/options.py" if name == IMAGE else "settings.py"
         for key in set(given) - known:
             # A variable that the settings don't read would be a switch connected to nothing.
-            assert key == "SUPABASE_URL" or key in (REPOSITORY / "functions/gateway/settings.py").read_text()
+            text = (REPOSITORY / "functions/gateway" / reads).read_text()
+            assert key == "SUPABASE_URL" or f'"{key}"' in text
         assert ("AWS_LAMBDA_EXEC_WRAPPER" in variables) == (name == "chat")
     wrapper = functions(translated)["chat"]["Properties"]["Environment"]["Variables"][
         "AWS_LAMBDA_EXEC_WRAPPER"

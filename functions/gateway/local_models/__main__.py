@@ -1,6 +1,8 @@
 """Serve the local models here: `python -m gateway.local_models`, with SLUICE_LOCAL_MODELS and the like.
 
-Prints one line when it listens. What the operator can put right ends it with one line on stderr and status 1.
+Prints one line when it listens. `python -m gateway.local_models load` loads each model and ends: it is made
+sure of, and found without the network from then on. What the operator can put right ends either with one
+line on stderr and status 1.
 """
 
 from __future__ import annotations
@@ -9,12 +11,14 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from gateway.local_models.model import LoadedModel
 from gateway.local_models.options import LocalModelsError, LocalModelsOptions
 from gateway.local_models.service import LocalModels, create_service
 from gateway.observability import make_logger
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
 _GRACE_SECONDS = 2
 
@@ -56,10 +60,24 @@ def serve(options: LocalModelsOptions) -> None:
         models.close()
 
 
-def main() -> int:
-    """Run the server; return the exit status."""
+def load(options: LocalModelsOptions) -> None:
+    """Load every model, one after the other. Raises LocalModelsError."""
+    for name, source in options.models.items():
+        model = LoadedModel.load(source)
+        print(f"{name}: {source}, {model.context_length} tokens of context", flush=True)  # noqa: T201
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    if list(arguments) not in ([], ["load"]):
+        sys.stderr.write("usage: python -m gateway.local_models [load]\n")
+        return 2
     try:
-        serve(LocalModelsOptions.from_environment(os.environ))
+        options = LocalModelsOptions.from_environment(os.environ)
+        if arguments:
+            load(options)
+        else:
+            serve(options)
     except LocalModelsError as error:
         sys.stderr.write(f"sluice: {error}\n")
         return 1
@@ -69,4 +87,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -56,15 +56,15 @@ class LocalModelsOptions:
     """How many threads one generation computes with."""
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str]) -> Self:
+    def from_environment(cls, environ: Mapping[str, str], *, exposed: bool = False) -> Self:
         """Read the options. Raises LocalModelsError, which names the variable.
 
-        A server that others than this machine reach needs a key.
+        A server that others than this machine reach needs a key: by its host, or as it is `exposed`.
         """
         host = _get(environ, HOST) or "127.0.0.1"
         key_hash = _key_hash(environ)
-        if key_hash is None and host not in _LOOPBACK:
-            raise LocalModelsError(f"{KEY} must be set where {HOST} is not of this machine alone")
+        if key_hash is None and (exposed or host not in _LOOPBACK):
+            raise LocalModelsError(f"{KEY} must be set where others than this machine reach the models")
         preload = _get(environ, PRELOAD).lower()
         if preload not in _TRUE:
             raise LocalModelsError(f"{PRELOAD} must be true or false")

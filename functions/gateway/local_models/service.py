@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 import time
 import uuid
 from contextlib import aclosing, asynccontextmanager
@@ -13,6 +15,7 @@ from gateway import json_text
 from gateway.errors import NotFound, Unauthorized
 from gateway.http import ClientGoneError, EventStreamResponse, JSONResponse, Operation, create_app, read_model
 from gateway.local_models.model import Begun
+from gateway.local_models.options import LocalModelsOptions
 from gateway.local_models.request import CompletionRequest, ask_chat, ask_completion
 from gateway.local_models.worker import Worker
 from gateway.schemas.chat import ChatCompletionRequest
@@ -22,10 +25,10 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.types import Receive, Scope, Send
 
     from gateway.http import Application
     from gateway.local_models.model import Asked, Piece
-    from gateway.local_models.options import LocalModelsOptions
     from gateway.observability import Logger
 
 _OWNER = "local"
@@ -235,6 +238,26 @@ def create_service(models: LocalModels, logger: Logger | None = None) -> Applica
         models.close()
 
     return create_app(models.operations(), logger=logger, lifespan=lifespan)
+
+
+class MountedService:
+    """The application below a path, made from the environment at the first request."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    @functools.cached_property
+    def application(self) -> Application:
+        """The ASGI application. Raises LocalModelsError where the environment is not in order."""
+        options = LocalModelsOptions.from_environment(os.environ, exposed=True)
+        models = LocalModels(options)
+        if options.preload:
+            models.preload()
+        return create_service(models)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        below = {**scope, "root_path": f"{scope.get('root_path', '')}{self._prefix}"}
+        await self.application(below, receive, send)
 
 
 def _head(shape: Shape, kind: str, model: str) -> dict[str, Any]:
