@@ -26,7 +26,6 @@ MODULES := infra/local/node_modules
 TOKENIZERS := functions/gateway/tokenizers
 PAGES := functions/gateway/assets/vendor
 LOCAL_MODELS_PY := .venv/local-models/bin/python
-LOCAL_MODELS_PY := .venv/local-models/bin/python
 LINTERS := infra/local/linters/node_modules
 SOURCES := functions infra tests
 SAM := .venv/sam/bin/sam
@@ -106,16 +105,6 @@ clean:
 .venv/.test: requirements-test.txt .venv/.dev
 	@echo "Installing the Python packages of the tests"
 	@$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements-test.txt
-	@touch $@
-
-# PyTorch's CPU builds are in an index of its own, which uv knows; wheels at hand (pip's `find-links`) go before it.
-.venv/.local-models: requirements-local-models.txt requirements-torch.txt .venv/.made
-	@echo "Installing PyTorch and transformers for models of your own"
-	@test -x $(LOCAL_MODELS_PY) || $(PY) -m venv --without-pip .venv/local-models
-	@at_hand="$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 2>/dev/null)}"; \
-	install="$(UV) pip install --quiet --python $(LOCAL_MODELS_PY) --require-hashes"; \
-	{ test -n "$$at_hand" && $$install --find-links "$$at_hand" -r requirements-torch.txt -r requirements-local-models.txt 2>/dev/null; } \
-	|| $$install --torch-backend cpu -r requirements-torch.txt -r requirements-local-models.txt
 	@touch $@
 
 # PyTorch's CPU builds are in an index of its own, which uv knows; wheels at hand (pip's `find-links`) go before it.
