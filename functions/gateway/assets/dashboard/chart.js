@@ -27,7 +27,7 @@ export function chart({ title, kind = "bars", format, axis = format }) {
   const legend = h("ul", { class: "legend", "aria-hidden": "true" });
   const rows = h("div", {});
   const details = h("details", { class: "chart-table", ontoggle: () => fill() }, h("summary", {}, "Show as a table"), rows);
-  const node = h("figure", { class: "chart", "aria-label": title }, legend, focus, details, probe);
+  const node = h("figure", { class: "chart", "aria-label": title }, focus, probe);
   const bars = kind === "bars";
   let plot = null, data = null, at = null, gone = false;
 
@@ -121,6 +121,8 @@ export function chart({ title, kind = "bars", format, axis = format }) {
     node,
     update(told) {
       if (JSON.stringify(told) === JSON.stringify(data)) return;
+      // What comes below comes with the figures: it is as high as they are many.
+      if (!data) focus.after(legend, details);
       data = told;
       legend.replaceChildren(...told.series.map((series, place) => h("li", {}, h("i", { class: `swatch s${place % COLOURS}` }), series.name)));
       fill();

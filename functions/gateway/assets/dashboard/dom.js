@@ -40,7 +40,7 @@ const ICONS = {
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");
   const path = document.createElementNS(SVG, "path");
-  for (const [key, value] of Object.entries({ viewBox: "0 0 20 20", width: 20, height: 20, class: "icon", "aria-hidden": "true" })) svg.setAttribute(key, value);
+  for (const [key, value] of Object.entries({ viewBox: "0 0 20 20", width: 20, height: 20, class: `icon ${name}`, "aria-hidden": "true" })) svg.setAttribute(key, value);
   path.setAttribute("d", ICONS[name] ?? ICONS.right);
   svg.append(path);
   return svg;

@@ -43,13 +43,16 @@ export const compare = (one, other) => (scaled(one) < scaled(other) ? -1 : Numbe
 
 export const count = (value) => (value === null || value === undefined ? "–" : number(value, {}));
 export const short = (value) => number(value, { notation: "compact", maximumFractionDigits: 1 });
-export const shortMoney = (value) => number(value, { ...usd, notation: "compact", maximumSignificantDigits: 3 });
+export const shortMoney = (value) => number(value, value < 1000 ? { ...usd, minimumFractionDigits: 2, maximumFractionDigits: 4 } : { ...usd, notation: "compact", maximumSignificantDigits: 3 });
+
+/** For columns: as many digits behind the point in each, so that they stand below each other. */
+export const columnMoney = (text, digits = 4) => (text === null || text === undefined ? "–" : number(text, { ...usd, minimumFractionDigits: digits, maximumFractionDigits: digits, roundingMode: "trunc" }));
 export const percent = (part, whole) => (whole ? number(part / whole, { style: "percent", maximumFractionDigits: 1 }) : "–");
 
 export function duration(milliseconds) {
   if (milliseconds === null || milliseconds === undefined) return "–";
   const seconds = milliseconds / 1000;
-  return seconds < 1 ? number(milliseconds, { style: "unit", unit: "millisecond", maximumFractionDigits: 0 }) : number(seconds, { style: "unit", unit: "second", maximumFractionDigits: seconds < 10 ? 2 : 0 });
+  return seconds < 1 ? number(milliseconds, { style: "unit", unit: "millisecond", unitDisplay: "narrow", maximumFractionDigits: 0 }) : number(seconds, { style: "unit", unit: "second", unitDisplay: "narrow", maximumFractionDigits: seconds < 10 ? 2 : 0 });
 }
 
 const date = (value, options) => formatter(Intl.DateTimeFormat, options).format(new Date(value));

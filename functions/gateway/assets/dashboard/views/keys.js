@@ -20,6 +20,17 @@ export async function allKeys({ api, customer, signal }) {
   return found;
 }
 
+/** A choice of one of the keys; they come when they are there, and their place is kept till then. */
+export function keyField(context, { none, value, ...props }) {
+  const field = formField({ ...props, options: [["", none], ...(value ? [[value, `Key ${value}`]] : [])], value });
+  const select = field.querySelector("select");
+  allKeys(context).then((keys) => {
+    select.replaceChildren(h("option", { value: "" }, none), ...keys.map((key) => h("option", { value: key.id }, `${key.name} (${key.prefix})`)));
+    select.value = value;
+  }, () => {});
+  return field;
+}
+
 /** Shows a secret, this once. */
 const reveal = (title, key, note) => dialog(title, (close) => h("div", { class: "form" }, h("p", {}, note), h("div", { class: "secret" }, h("code", {}, key), copyButton(key)), h("footer", {}, button("Done", () => close(), { kind: "primary" }))));
 
@@ -109,8 +120,8 @@ export default {
           { label: "Name", cell: (key) => h("span", {}, h("strong", {}, key.name), key.id === caller.key?.id ? [" ", badge("yours")] : "") },
           { label: "Key", cell: (key) => h("code", {}, key.prefix) },
           { label: "State", cell: (key) => badge(...state(key)) },
-          { label: "May", cell: (key) => key.scopes.join(", ") },
-          { label: "Limits", kind: "wide", cell: (key) => Object.entries(key.limits).map(([name, limit]) => `${limitValue(name, limit)} ${limitName(name).toLowerCase()}`).join(", ") || "–" },
+          { label: "Scopes", cell: (key) => key.scopes.join(", ") },
+          { label: "Limits", kind: "wide", cell: (key) => Object.entries(key.limits).map(([name, limit]) => `${limitValue(name, limit)} ${limitName(name).toLowerCase().replace("spend ", "")}`).join(", ") || "–" },
           { label: "Last used", cell: (key) => h("span", { title: time(key.last_used_at) }, ago(key.last_used_at)) },
           { label: "Expires", cell: (key) => (key.expires_at ? h("span", { title: time(key.expires_at) }, ago(key.expires_at)) : "never") },
           { label: "", kind: "end", cell: (key) => (key.revoked_at ? "" : menu(`More about ${key.name}`, [["Change", () => edit(key)], ["Rotate", () => rotate(key)], [key.active ? "Switch off" : "Switch on", () => toggle(key)], ["Its limits", () => context.go("limits", { key: key.id })], ["Its requests", () => context.go("requests", { key_id: key.id })], ["Revoke", () => revoke(key), "danger"]])) },

@@ -1,8 +1,8 @@
 // How much of each limit is used, when it starts anew, and where its soft mark is.
 
-import { badge, card, empty, failed, formField, h, skeleton } from "../dom.js";
+import { badge, card, empty, failed, h, skeleton } from "../dom.js";
 import { ago, limitName, limitValue, time } from "../format.js";
-import { allKeys } from "./keys.js";
+import { keyField } from "./keys.js";
 
 /** A limit as a bar, of what GET /user/limit told. */
 export function meter(name, told) {
@@ -22,18 +22,10 @@ export function meter(name, told) {
 export default {
   async render(root, context) {
     const { api, scoped, poll, signal, params, keep, caller } = context;
-    const shown = card(null, skeleton(360)), crossed = card("Soft marks that were crossed", skeleton(96));
+    const shown = card(null, skeleton(360)), crossed = card(null);
     let key = params.get("key") ?? "", poller;
-    const about = h("div", { class: "filters" });
-    root.append(about, shown, crossed);
-
-    if (context.may("keys") && !caller.own_requests_only) {
-      const keys = await allKeys(context).catch(() => []);
-      if (keys.length) {
-        const field = formField({ name: "key", label: "Whose", value: key, options: [["", caller.key && !context.customerId ? "This key" : "The customer"], ...keys.filter((each) => each.active).map((each) => [String(each.id), `${each.name} (${each.prefix})`])], onchange: (event) => ((key = event.target.value), keep({ key }), poller.now()) });
-        about.append(field);
-      }
-    }
+    if (context.may("keys") && !caller.own_requests_only) root.append(h("div", { class: "filters" }, keyField(context, { name: "key", label: "Whose", value: key, none: caller.key && !context.customerId ? "This key" : "The customer", onchange: (event) => ((key = event.target.value), keep({ key }), poller.now()) })));
+    root.append(shown);
 
     function show(told, monitor) {
       const names = Object.keys(told.current_limits).filter((name) => told.current_limits[name] !== null);
@@ -55,6 +47,7 @@ export default {
         ]);
         loaded = true;
         show(told, monitor);
+        root.append(crossed);
       } catch (error) {
         if (!signal.aborted && !loaded) shown.replaceChildren(failed(error, () => poller.now()));
         throw error;

@@ -1,7 +1,7 @@
 // How things stand: what is left, what was used, what went wrong.
 
 import { chart } from "../chart.js";
-import { badge, card, empty, failed, h, skeleton, tabs } from "../dom.js";
+import { badge, card, empty, failed, h, tabs } from "../dom.js";
 import { compare, count, duration, exactMoney, minus, money, percent } from "../format.js";
 import { drawn, MEASURES, query, total } from "./series.js";
 import { requestTable } from "./requests.js";
@@ -25,16 +25,15 @@ export default {
   async render(root, context) {
     const { api, scoped, signal, poll, actions } = context;
     const stats = { balance: stat("Balance"), month: stat("Spend this month"), requests: stat("Requests, 30 days"), latency: stat("Median latency, 30 days") };
-    const banner = h("div", {});
+    let banner = null;
     let measure = MEASURES.spend, usage = null, of = [];
     const plot = chart({ title: "The last 30 days by model", format: (value) => measure.text(value), axis: (value) => measure.axis(value) });
     const body = h("div", {}, plot.node);
     const sized = h("p", { class: "muted" }, "\u00a0");
-    const recent = card("Latest requests", skeleton(256));
-    const limits = card("Limits", skeleton(256));
+    const recent = card(null), limits = card(null), below = h("div", { class: "two" }, recent, limits);
     const choose = tabs("What is drawn", ["spend", "requests", "tokens"].map((name) => [name, MEASURES[name].label]), "spend", (name) => ((measure = MEASURES[name]), draw()));
-    root.append(banner, h("dl", { class: "stats" }, Object.values(stats).map(({ node }) => node)),
-      h("section", { class: "card" }, h("div", { class: "card-head" }, h("h2", {}, "The last 30 days"), choose), sized, body), h("div", { class: "two" }, recent, limits));
+    root.append(h("dl", { class: "stats" }, Object.values(stats).map(({ node }) => node)),
+      h("section", { class: "card" }, h("div", { class: "card-head" }, h("h2", {}, "The last 30 days"), choose), sized, body));
     actions.append(h("a", { class: "button", href: "#/start" }, "Make a call"));
 
     function draw() {
@@ -66,16 +65,17 @@ export default {
         stats.requests.set(count(requests), errors ? `${count(errors)} failed (${percent(errors, requests)})` : "None failed");
         const timed = whole.data.filter((point) => point.latency_ms.p50 !== null).at(-1);
         stats.latency.set(duration(timed?.latency_ms.p50), timed?.time_to_first_token_ms.p50 ? `${duration(timed.time_to_first_token_ms.p50)} to the first token` : "of the latest day that has any");
-        banner.replaceChildren();
-        if (compare(free, "0") <= 0) banner.append(h("div", { class: "banner bad" }, "There are no credits left: calls are refused until there are.", context.may("billing") ? h("a", { class: "button small", href: "#/billing" }, "Billing") : null));
+        banner?.remove();
+        if (compare(free, "0") <= 0) root.prepend((banner = h("div", { class: "banner bad" }, "There are no credits left: calls are refused until there are.", context.may("billing") ? h("a", { class: "button small", href: "#/billing" }, "Billing") : null)));
         if (log.data.length === 0 && requests === 0) body.replaceChildren(empty("No calls yet", "What you use shows here within seconds of the first call.", h("a", { class: "button primary", href: "#/start" }, "Make the first call")));
         else if (!plot.node.isConnected) body.replaceChildren(plot.node);
         draw();
+        root.append(below);
         recent.replaceChildren(h("div", { class: "card-head" }, h("h2", {}, "Latest requests"), h("a", { href: "#/requests" }, "All")), log.data.length ? requestTable(log.data, context, { brief: true }) : empty("Nothing yet", "Requests show here as they are made."));
         showLimits(told);
       } catch (error) {
         if (signal.aborted || during.aborted) return;
-        if (!usage) recent.replaceChildren(failed(error, () => poller.now()));
+        if (!usage) body.replaceChildren(failed(error, () => poller.now()));
         throw error;
       }
     }

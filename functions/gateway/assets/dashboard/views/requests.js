@@ -1,8 +1,8 @@
 // The log of requests: what was called, what came of it, what it cost. Never what was said.
 
 import { badge, button, card, copyButton, dialog, empty, failed, formField, h, skeleton, table } from "../dom.js";
-import { ago, count, duration, exactMoney, money, time } from "../format.js";
-import { allKeys } from "./keys.js";
+import { ago, columnMoney, count, duration, exactMoney, money, time } from "../format.js";
+import { keyField } from "./keys.js";
 
 const OUTCOMES = { succeeded: "good", failed: "bad", cut: "warn", cancelled: "warn", refused: "bad", expired: "bad" };
 const outcome = (row) => row.outcome ?? (row.state === "held" ? "running" : row.state);
@@ -22,7 +22,7 @@ export function requestTable(rows, context, { brief = false } = {}) {
       { label: "Model", cell: (row) => row.model ?? row.requested_model },
       { label: "Outcome", cell: (row) => badge(row.error_code ?? outcome(row), OUTCOMES[outcome(row)]) },
       ...(brief ? [] : more),
-      { label: "Charge", kind: "number", cell: (row) => (row.charge_usd === null && row.hold_usd ? `≤ ${money(row.hold_usd)}` : money(row.charge_usd)) },
+      { label: "Charge", kind: "number", cell: (row) => (row.charge_usd === null && row.hold_usd ? `≤ ${money(row.hold_usd)}` : columnMoney(row.charge_usd, 6)) },
       { label: "When", kind: "number", cell: (row) => h("time", { datetime: row.created_at, title: time(row.created_at) }, ago(row.created_at)) },
     ],
   });
@@ -64,17 +64,14 @@ export default {
     const outcomes = [["", "All"], ...[...Object.keys(OUTCOMES), "running"].map((name) => [name, name])];
     const bar = h("div", { class: "filters", role: "search" }, field("model", "Model", { placeholder: "All", list: "models" }), field("status", "Outcome", { options: outcomes }));
     root.append(bar, list);
-    if (context.may("keys") && !caller.own_requests_only) {
-      const keys = await allKeys(context).catch(() => []);
-      bar.append(field("key_id", "Key", { options: [["", "All"], ...keys.map((key) => [String(key.id), `${key.name} (${key.prefix})`])] }));
-    }
+    if (context.may("keys") && !caller.own_requests_only) bar.append(keyField(context, { name: "key_id", label: "Key", value: filters.key_id, none: "All", onchange: changed }));
     bar.append(field("from", "From", { type: "date" }), field("to", "To", { type: "date" }));
 
-    const page = (after, during) => api.get("/v1/requests", scoped({ ...filters, limit: 50, cursor: after }), { signal: during });
+    const page = (after, during) => api.get("/v1/requests", scoped({ ...filters, limit: 25, cursor: after }), { signal: during });
 
     function draw() {
       const filtered = Object.values(filters).some(Boolean);
-      const more = cursor ? button("Show older", older, { kind: "small" }) : null;
+      const more = cursor ? h("p", {}, button("Show older", older, { kind: "small" })) : null;
       const nothing = filtered ? empty("Nothing fits", cursor ? "Nothing fits among the latest; older ones may." : "No request has all of this.") : empty("No requests yet", "They show here as they are made.", h("a", { class: "button primary", href: "#/start" }, "Make the first call"));
       list.replaceChildren(rows.length ? requestTable(rows, context) : nothing, more ?? "");
     }
