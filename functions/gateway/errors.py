@@ -13,6 +13,7 @@ GatewayError                    status  type
 ├── Unprocessable               422     invalid_request_error
 ├── RateLimited                 429     rate_limit_error
 ├── InternalError               500     server_error
+├── NotConfigured               501     server_error
 ├── ProviderFailed              502     server_error
 ├── Unavailable                 503     server_error
 └── ProviderTimeout             504     server_error
@@ -199,6 +200,14 @@ class InternalError(GatewayError):
         super().__init__(
             "The gateway failed. Quote the x-request-id of this response when you report it.", detail=detail
         )
+
+
+class NotConfigured(GatewayError):
+    """501: the operator has not set up what this route needs. A retry would find it as it is."""
+
+    status = 501
+    default_code = "not_configured"
+    default_headers: ClassVar[Mapping[str, str]] = _NO_RETRY
 
 
 class ProviderFailed(GatewayError):

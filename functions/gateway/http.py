@@ -499,12 +499,13 @@ def stopped() -> Unavailable:
     return Unavailable("The gateway is stopping. Try again.", code="gateway_stopped", retry_after=1)
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, *, most: int | None = None) -> bytes:
     """Return the whole body. Raises PayloadTooLarge (413), and ClientGoneError where it ends too early.
 
-    The limit holds for what arrives: a content-length may be missing, or a lie.
+    The limit holds for what arrives: a content-length may be missing, or a lie. `most`: a smaller one than
+    the process has.
     """
-    limit: int = request.scope[_MAX_BODY]
+    limit: int = min(request.scope[_MAX_BODY], most or request.scope[_MAX_BODY])
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() not in {"", "identity"}:
         raise BadRequest(f"The content-encoding {encoding[:40]!r} is not supported: send the body plain.")

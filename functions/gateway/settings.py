@@ -119,6 +119,37 @@ def _check_header_text(value: str | None) -> str | None:
     return value or None
 
 
+STRIPE_URL = "https://api.stripe.com"
+_STRIPE_KEY = re.compile(r"(?:sk|rk)_(?:test|live)_[A-Za-z0-9_]{8,250}", re.ASCII)
+_STRIPE_WEBHOOK_SECRET = re.compile(r"whsec_[!-~]{16,250}", re.ASCII)
+
+
+def _check_stripe_key(key: SecretStr) -> SecretStr:
+    if not _STRIPE_KEY.fullmatch(key.get_secret_value()):
+        raise ValueError("must be a secret (sk_) or restricted (rk_) key of Stripe's")
+    return key
+
+
+def _secrets(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(SecretStr(part.strip()) for part in value.split(",") if part.strip())
+
+
+def _check_stripe_webhook_secrets(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    for secret in secrets:
+        if not _STRIPE_WEBHOOK_SECRET.fullmatch(secret.get_secret_value()):
+            raise ValueError("must be signing secrets of Stripe's (whsec_), separated by commas")
+    return secrets
+
+
+def _check_stripe_url(url: str) -> str:
+    """Let another address through on this machine alone: a payment must not be made up elsewhere."""
+    if url != STRIPE_URL and urlsplit(url).hostname not in _LOOPBACK:
+        raise ValueError(f"must be {STRIPE_URL}, or a stand-in on the loopback")
+    return url
+
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 HeaderText = Annotated[str | None, AfterValidator(_check_header_text)]
 
@@ -167,9 +198,32 @@ class Settings(BaseModel):
     """CloudWatch's namespace for the metrics of settlements; None for none."""
     xray_daemon_address: Annotated[str | None, AfterValidator(_check_daemon_address)] = None
     """Where Lambda's X-Ray daemon takes subsegments; None for no traces."""
+    stripe_url: Annotated[str, AfterValidator(_check_url), AfterValidator(_check_stripe_url)] = STRIPE_URL
+    """Stripe's API; in tests, a stand-in for it."""
+    stripe_secret_key: Annotated[SecretStr, AfterValidator(_check_stripe_key)] | None = None
+    """None: nothing is sold, and the routes say so."""
+    stripe_webhook_secrets: Annotated[
+        tuple[SecretStr, ...], BeforeValidator(_secrets), AfterValidator(_check_stripe_webhook_secrets)
+    ] = ()
+    """What Stripe signs its events with: any of these, while one replaces another."""
+    public_url: Annotated[str, AfterValidator(_check_url)] | None = None
+    """Where people reach this gateway: Stripe sends them back there."""
     openrouter_site_url: HeaderText = None
     openrouter_site_name: HeaderText = None
     version: str = __version__
+
+    @field_validator("stripe_secret_key")
+    @classmethod
+    def _no_real_money_for_a_stand_in(cls, key: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        stands_in = info.data.get("stripe_url") != STRIPE_URL
+        if key is not None and stands_in and "_live_" in key.get_secret_value():
+            raise ValueError("must be a test key where SLUICE_STRIPE_URL is a stand-in")
+        return key
+
+    @property
+    def sells_credits(self) -> bool:
+        """Whether a top-up can be paid for and be credited."""
+        return bool(self.stripe_secret_key and self.stripe_webhook_secrets and self.public_url)
 
     @field_validator("rest_url", "auth_issuer", "auth_jwks_url")
     @classmethod
@@ -231,6 +285,10 @@ _VARIABLES = {
     "SLUICE_LOG_LEVEL": "log_level",
     "POWERTOOLS_METRICS_NAMESPACE": "metrics_namespace",
     "AWS_XRAY_DAEMON_ADDRESS": "xray_daemon_address",
+    "SLUICE_STRIPE_URL": "stripe_url",
+    "SLUICE_STRIPE_SECRET_KEY": "stripe_secret_key",
+    "SLUICE_STRIPE_WEBHOOK_SECRET": "stripe_webhook_secrets",
+    "SLUICE_PUBLIC_URL": "public_url",
     "OPENROUTER_SITE_URL": "openrouter_site_url",
     "OPENROUTER_SITE_NAME": "openrouter_site_name",
 }

@@ -161,7 +161,7 @@ class Web:
 
     @property
     def _sells(self) -> bool:
-        return getattr(self._settings, "stripe_secret_key", None) is not None
+        return self._settings.sells_credits
 
     def _connects_to(self) -> dict[str, str]:
         if self._auth is None:

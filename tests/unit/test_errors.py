@@ -26,6 +26,7 @@ STATUSES = {
     "Unprocessable": 422,
     "RateLimited": 429,
     "InternalError": 500,
+    "NotConfigured": 501,
     "ProviderFailed": 502,
     "Unavailable": 503,
     "ProviderTimeout": 504,

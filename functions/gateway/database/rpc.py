@@ -730,6 +730,35 @@ class Database:
             },
         )
 
+    # Payments and statements
+
+    async def record_payment_event(self, event: Mapping[str, Any], *, actor: str) -> JSONObject:
+        return await self._object("record_payment_event", event=dict(event), actor=actor)
+
+    async def read_billing(self, customer_id: int) -> JSONObject | None:
+        found: JSONObject | None = await self._call("read_billing", customer_id=customer_id)
+        return found
+
+    async def list_payments(
+        self, *, limit: int, before: int | None, customer_id: int | None, admin: bool
+    ) -> list[JSONObject]:
+        return await self._objects(
+            "list_payments", limit=limit, before=before, customer_id=customer_id, admin=admin
+        )
+
+    async def read_statement(self, customer_id: int, month: str) -> JSONObject:
+        """`month` is YYYY-MM."""
+        return await self._long("read_statement", LONG_SECONDS, customer_id=customer_id, month=month)
+
+    async def list_statements(
+        self, customer_id: int, *, limit: int, before: int | None
+    ) -> list[JSONObject] | None:
+        """`before` is a month as the number YYYYMM."""
+        found: list[JSONObject] | None = await self._call(
+            "list_statements", customer_id=customer_id, limit=limit, before=before
+        )
+        return found
+
     # Analytics
 
     async def close_usage(self, *, limit: int = 10_000) -> JSONObject:

@@ -31,7 +31,7 @@ def whole_document(process: Process) -> dict[str, Any]:
 
 def every_operation(process: Process) -> list[Operation]:
     """Return the operations of every function, in the order in which they are asked for a path."""
-    from gateway import admin, chat, keys, media, messages, usage  # noqa: PLC0415
+    from gateway import admin, billing, chat, keys, media, messages, usage  # noqa: PLC0415
 
     functions = (
         chat.operations,
@@ -40,6 +40,7 @@ def every_operation(process: Process) -> list[Operation]:
         keys.operations,
         usage.operations,
         admin.operations,
+        billing.operations,
         operations,
     )
     return [operation for function in functions for operation in function(process)]

@@ -18,7 +18,7 @@ from gateway.errors import (
     Unprocessable,
 )
 from gateway.http import stopped
-from gateway.openapi import admin, chat, keys, media, messages, usage, web
+from gateway.openapi import admin, billing, chat, keys, media, messages, usage, web
 from gateway.openapi.routes import PAGE_REFUSALS, Content, Route
 from gateway.openapi.schemas import components, example, reference
 from gateway.schemas.answers import ErrorAnswer
@@ -41,6 +41,7 @@ ROUTES: Mapping[str, Route] = {
     **keys.ROUTES,
     **usage.ROUTES,
     **admin.ROUTES,
+    **billing.ROUTES,
     **web.ROUTES,
 }
 
@@ -71,6 +72,7 @@ TAGS = {
     "models": "What can be called, and for how much.",
     "keys": "API keys.",
     "usage": "What a customer has, has used and may use.",
+    "billing": "Top-ups by Stripe, and monthly statements.",
     "admin": "For operators: customers and their money, limits, services, the catalogue, the settings.",
     "pages": "What anybody may ask.",
 }
@@ -153,6 +155,7 @@ _REASONS = {
     422: "Well-formed, but invalid: `param` names the field",
     429: "A limit is reached",
     500: "The gateway's fault",
+    501: "The operator has not set up what this needs",
     502: "The provider failed",
     503: "The provider or the database can't be reached",
     504: "The provider took too long",
@@ -328,6 +331,8 @@ def _responses(operation: Operation, route: Route, schemas: Mapping[str, Any]) -
     }
     if route.stream is not None:
         good["content"] |= _content(route.stream, schemas)
+    for form in route.forms:
+        good["content"] |= _content(form, schemas)
     responses = {str(operation.status): good}
     for status, answer in route.others.items():
         responses[str(status)] = {

@@ -60,6 +60,8 @@ class Route:
     """One for each thing that can go wrong: statuses, codes and examples are read from them."""
     others: Mapping[int, type[Answer] | None] = field(default_factory=dict)
     """Answers of other statuses that are no errors in the usual shape; None: without a body."""
+    forms: tuple[Content, ...] = ()
+    """What else the answer may be written as, where the client asks for it."""
     stream: Content | None = None
     """The answer as server-sent events, where the client asks for them."""
     public: bool = False

@@ -41,6 +41,8 @@ class Process:
     database_http: httpx.AsyncClient
     open_webhooks_http: Callable[[], httpx.AsyncClient]
     """Makes a client for the operator's webhook; whoever calls it closes it."""
+    open_stripe_http: Callable[[], httpx.AsyncClient]
+    """Makes a client for Stripe's API; whoever calls it closes it."""
 
     @classmethod
     def start(cls, settings: Settings) -> Self:
@@ -62,6 +64,7 @@ class Process:
             providers_http=_open_providers_http(settings),
             database_http=database_http,
             open_webhooks_http=functools.partial(_open_webhooks_http, settings),
+            open_stripe_http=functools.partial(_open_stripe_http, settings),
         )
 
     async def aclose(self) -> None:
@@ -118,6 +121,17 @@ def _open_auth_http(settings: Settings) -> httpx.AsyncClient:
     few = httpx.Limits(max_connections=4, max_keepalive_connections=1, keepalive_expiry=2)
     return httpx.AsyncClient(
         timeout=settings.connect_timeout_seconds,
+        transport=_open_transport(settings, few, traced_as="host"),
+        follow_redirects=False,
+        trust_env=False,
+        cookies=_NoCookies(),
+    )
+
+
+def _open_stripe_http(settings: Settings) -> httpx.AsyncClient:
+    few = httpx.Limits(max_connections=4, max_keepalive_connections=1, keepalive_expiry=2)
+    return httpx.AsyncClient(
+        timeout=httpx.Timeout(10, connect=settings.connect_timeout_seconds),
         transport=_open_transport(settings, few, traced_as="host"),
         follow_redirects=False,
         trust_env=False,
