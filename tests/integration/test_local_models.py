@@ -6,6 +6,7 @@ against transformers' own tokenizer and its own `generate`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import threading
@@ -16,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.fixtures.emulator import rest_event
 from tests.fixtures.gateway import gateway, module_gateway
 from tests.fixtures.local_models import PATIENCE, PYTHON, REPOSITORY, environment, reference, started
+from tests.fixtures.runtime_api import FakeRuntimeApi
 from tests.fixtures.simulator import PROVIDER_KEY
 from tests.fixtures.wire import MARKUP, money, nothing_is_left_held, settled
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["gateway", "module_gateway", "nothing_is_left_held", "reference"]
 
 CONTEXT = 256
+KEY_ON_LAMBDA = "sk-local-models-on-lambda"
 TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -289,6 +293,43 @@ def test_two_models_are_loaded_once_each_and_answer_side_by_side(client: httpx.C
         both = list(pool.map(lambda body: client.post("/completions", json=body).json(), [first, second] * 3))
     # The seed is the request's own: what runs beside it changes nothing.
     assert [answer["choices"] for answer in both] == alone * 3
+
+
+# On Lambda
+
+
+@pytest.mark.parametrize("path", ["/local-models/v1/completions", "/v1/completions"])
+def test_function_streams_below_its_path_to_who_has_the_key(
+    client: httpx.Client, lambda_api: FakeRuntimeApi, path: str
+) -> None:
+    body = {"model": "tiny", "prompt": "Hello", "max_tokens": 20, "temperature": 0, "stream": True}
+    lambda_api.invoke(rest_event("POST", path, body, KEY_ON_LAMBDA))
+    told = lambda_api.report(PATIENCE)
+    if not path.startswith("/local-models"):
+        assert told.metadata["statusCode"] == 404
+        return
+    assert told.metadata["statusCode"] == 200
+    text = "".join(chunk["choices"][0]["text"] for chunk in chunks(told.body.decode()))
+    assert text == said(complete(client, temperature=0, max_tokens=20))
+    lambda_api.invoke(rest_event("POST", path, body, "another-key"))
+    assert lambda_api.report(PATIENCE).metadata["statusCode"] == 401
+
+
+@pytest.fixture(scope="module")
+def lambda_api(directory: Path) -> Iterator[FakeRuntimeApi]:
+    """The function's own entry, as its image has it, at a stand-in of the Runtime API."""
+    dockerfile = (REPOSITORY / "functions" / "local_models" / "Dockerfile").read_text()
+    [entry] = [line for line in dockerfile.splitlines() if line.startswith("ENTRYPOINT")]
+    command = [str(PYTHON), *json.loads(entry.removeprefix("ENTRYPOINT "))[1:]]
+    with FakeRuntimeApi() as api:
+        variables = environment(
+            AWS_LAMBDA_RUNTIME_API=api.address,
+            SLUICE_LOCAL_MODELS=f"tiny={directory}",
+            SLUICE_LOCAL_MODELS_KEY_SHA256=hashlib.sha256(KEY_ON_LAMBDA.encode()).hexdigest(),
+        )
+        with subprocess.Popen(command, env=variables) as process:
+            yield api
+            process.kill()
 
 
 # What is wrong with a model, or a key, is said in a line

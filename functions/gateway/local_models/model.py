@@ -80,7 +80,7 @@ class LoadedModel:
     def load(cls, source: str) -> LoadedModel:
         """Load it from a directory, or from the Hugging Face Hub. Raises LocalModelsError."""
         try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - takes seconds
+            from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds
             from transformers.utils import logging  # noqa: PLC0415
         except ImportError as error:
             raise LocalModelsError(
@@ -89,6 +89,9 @@ class LoadedModel:
         logging.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            # It imports torch, which takes seconds more: not for a name that is a mistake.
+            from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
             model = AutoModelForCausalLM.from_pretrained(
                 source, trust_remote_code=False, use_safetensors=True
             ).eval()
