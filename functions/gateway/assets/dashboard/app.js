@@ -218,6 +218,11 @@ addEventListener("hashchange", () => session.who() && show());
 addEventListener("popstate", () => session.who() && shell && addressed() !== shell.addressed && enter());
 
 const link = session.takeLink();
+const paid = new URLSearchParams(location.search).get("top_up");
+if (paid) {
+  history.replaceState(null, "", `${location.pathname}#/billing`);
+  document.getElementById("sign-in-note").textContent = paid === "paid" ? "Thank you. The credits are there in a moment: close this tab, or sign in to see them." : "Nothing was paid.";
+}
 config = await session.loadConfig().catch(() => config);
 if (link?.error) ask(link.error);
 else if (link?.session) {

@@ -86,7 +86,7 @@ export function chart({ title, kind = "bars", format, axis = format }) {
     const font = "12px system-ui, sans-serif";
     const fits = Math.max(1, Math.ceil(data.labels.length / Math.max(2, Math.floor(width / 88))));
     return {
-      width, height: HEIGHT, padding: [8, 8, 0, 0], legend: { show: false },
+      width, height: HEIGHT, padding: [8, 24, 0, 0], legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { show: !bars, size: 7 } },
       scales: {
         x: { time: false, range: (_, from, to) => [(from ?? 0) - 0.6, (to ?? 1) + 0.6] },
@@ -94,7 +94,7 @@ export function chart({ title, kind = "bars", format, axis = format }) {
       },
       axes: [
         { stroke: ink, font, grid: { show: false }, ticks: { show: false }, size: 32, splits: () => data.labels.map((_, index) => index).filter((index) => (data.labels.length - 1 - index) % fits === 0), values: (_, splits) => splits.map((index) => data.labels[index]) },
-        { stroke: ink, font, size: 64, grid: { stroke: line, width: 1 }, ticks: { show: false }, values: (_, splits) => splits.map((value) => axis(value)) },
+        { stroke: ink, font, size: 60, grid: { stroke: line, width: 1 }, ticks: { show: false }, values: (_, splits) => splits.map((value) => axis(value)) },
       ],
       series: [{}, ...series],
       hooks: { setCursor: [({ cursor }) => cursor.left >= 0 && cursor.idx !== null && cursor.event && point(cursor.idx)] },

@@ -40,7 +40,7 @@ const ICONS = {
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");
   const path = document.createElementNS(SVG, "path");
-  for (const [key, value] of Object.entries({ viewBox: "0 0 20 20", width: 20, height: 20, class: `icon ${name}`, "aria-hidden": "true" })) svg.setAttribute(key, value);
+  for (const [key, value] of Object.entries({ viewBox: "0 0 20 20", width: 20, height: 20, class: `icon i-${name}`, "aria-hidden": "true" })) svg.setAttribute(key, value);
   path.setAttribute("d", ICONS[name] ?? ICONS.right);
   svg.append(path);
   return svg;
@@ -76,8 +76,8 @@ export function copyButton(text, label = "Copy") {
   return made;
 }
 
-/** A table. Columns: {label, cell: row → child, kind?: "number" | "wide"}; `open` makes rows lead somewhere. */
-export function table({ caption, columns, rows, open, empty: nothing }) {
+/** A table. Columns: {label, cell: row → child, kind?: "number" | "wide"}; `open` makes rows lead somewhere, `stack` makes a row a card on a phone. */
+export function table({ caption, columns, rows, open, stack, empty: nothing }) {
   if (rows.length === 0 && nothing) return nothing;
   const cells = (row) =>
     columns.map((column, place) => {
@@ -86,7 +86,7 @@ export function table({ caption, columns, rows, open, empty: nothing }) {
       return h("td", { class: column.kind ?? "", "data-label": column.label }, lead);
     });
   return h("div", { class: "table-wrap", tabindex: 0, role: "region", "aria-label": caption },
-    h("table", { class: "table" },
+    h("table", { class: `table ${stack ? "stack" : ""}` },
       h("caption", { class: "unseen" }, caption),
       h("thead", {}, h("tr", {}, columns.map((column) => h("th", { scope: "col", class: column.kind ?? "" }, column.label)))),
       h("tbody", {}, rows.map((row) => h("tr", open ? { class: "leads", onclick: (event) => event.target.closest("button, a") || open(row) } : {}, cells(row))))));

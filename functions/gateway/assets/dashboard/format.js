@@ -73,7 +73,7 @@ export function ago(value) {
   if (!value) return "never";
   const seconds = (new Date(value) - Date.now()) / 1000;
   const [unit, size] = STEPS.findLast(([, least]) => Math.abs(seconds) >= least) ?? STEPS[0];
-  return formatter(Intl.RelativeTimeFormat, { numeric: "auto" }).format(Math.round(seconds / size), unit);
+  return formatter(Intl.RelativeTimeFormat, { numeric: "auto", style: "short" }).format(Math.round(seconds / size), unit);
 }
 
 const METRICS = { requests: "Requests", tokens: "Tokens", spend_usd: "Spend" };

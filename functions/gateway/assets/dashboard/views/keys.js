@@ -114,10 +114,11 @@ export default {
     function draw(keys) {
       list.replaceChildren(table({
         caption: "Keys",
+        stack: true,
         rows: keys,
         empty: empty("No keys yet", "A key lets a program call models on this account.", button("Make the first key", () => edit(null), { kind: "primary" })),
         columns: [
-          { label: "Name", cell: (key) => h("span", {}, h("strong", {}, key.name), key.id === caller.key?.id ? [" ", badge("yours")] : "") },
+          { label: "Name", cell: (key) => h("span", {}, h("strong", {}, key.name), " ", key.id === caller.key?.id ? badge("yours") : "") },
           { label: "Key", cell: (key) => h("code", {}, key.prefix) },
           { label: "State", cell: (key) => badge(...state(key)) },
           { label: "Scopes", cell: (key) => key.scopes.join(", ") },

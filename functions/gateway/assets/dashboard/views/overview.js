@@ -24,7 +24,7 @@ export function stat(label) {
 export default {
   async render(root, context) {
     const { api, scoped, signal, poll, actions } = context;
-    const stats = { balance: stat("Balance"), month: stat("Spend this month"), requests: stat("Requests, 30 days"), latency: stat("Median latency, 30 days") };
+    const stats = { balance: stat("Balance"), month: stat("Spend this month"), requests: stat("Requests, 30 days"), latency: stat("Median latency") };
     let banner = null;
     let measure = MEASURES.spend, usage = null, of = [];
     const plot = chart({ title: "The last 30 days by model", format: (value) => measure.text(value), axis: (value) => measure.axis(value) });

@@ -10,9 +10,9 @@ const all = (tokens) => ["input", "cached_input", "cache_write", "audio_input", 
 
 export function requestTable(rows, context, { brief = false } = {}) {
   const more = [
-    { label: "Tokens", kind: "number", cell: (row) => count(all(row.tokens)) },
-    { label: "First token", kind: "number", cell: (row) => duration(row.time_to_first_token_ms) },
-    { label: "Time", kind: "number", cell: (row) => duration(row.latency_ms) },
+    { label: "Tokens", kind: "number wide-only", cell: (row) => count(all(row.tokens)) },
+    { label: "First token", kind: "number wide-only", cell: (row) => duration(row.time_to_first_token_ms) },
+    { label: "Time", kind: "number wide-only", cell: (row) => duration(row.latency_ms) },
   ];
   return table({
     caption: "Requests",
