@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +92,14 @@ def providers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Providers]:
     def make(**said: list[Said]) -> Providers:
         made = Providers({int(name.removeprefix("of_")): answers for name, answers in said.items()})
 
+        ours, really = threading.current_thread(), asyncio.sleep
+
         async def sleep(seconds: float) -> None:
-            made.pauses.append(seconds)
+            # A server that other tests share may sleep, too: in a thread of its own.
+            if threading.current_thread() is ours:
+                made.pauses.append(seconds)
+            else:
+                await really(seconds)
 
         monkeypatch.setattr(asyncio, "sleep", sleep)
         monkeypatch.setattr(upstream, "open_sealed", lambda *_, **__: "a-key")
