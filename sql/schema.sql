@@ -54,6 +54,7 @@
 \ir functions/compare_provider_costs.sql
 \ir functions/read_usage.sql
 \ir functions/read_admin_monitor.sql
+\ir functions/list_top_customers.sql
 \ir functions/read_service_health.sql
 
 \ir functions/authenticate_key.sql
@@ -90,6 +91,7 @@
 \ir functions/read_time_series.sql
 \ir functions/list_crossings.sql
 \ir functions/deliver_events.sql
+\ir functions/manage_events.sql
 \ir functions/forget_events.sql
 \ir functions/check_health.sql
 

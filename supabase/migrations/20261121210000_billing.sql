@@ -1390,6 +1390,54 @@ begin
 end
 $$;
 
+-- api.list_top_customers: who was charged the most on the days of UTC from p_from to before p_to, at most p_limit of them, the most first:
+-- [{"customer_id", "name", "active", "requests", "total_tokens", "charge_usd"}]. Requests count when they have ended, on the day on which
+-- they were admitted. Reads a row for each key and day, and what has come since the last closing: the same however long the log is.
+-- Days before usage_detail_days are gone. Reads only.
+create function api.list_top_customers(p_from date, p_to date, p_limit integer) returns jsonb
+language plpgsql stable security definer set search_path = '' set plan_cache_mode = force_custom_plan
+as $$
+declare
+    v_start timestamptz := p_from::timestamp at time zone 'UTC';
+    v_end timestamptz := p_to::timestamp at time zone 'UTC';
+    v_closed_until timestamptz := coalesce((select closed_until from gateway.usage_closing), '-infinity'::timestamptz);
+begin
+    return (
+        select coalesce(jsonb_agg(jsonb_build_object(
+            'customer_id', s.customer_id, 'name', c.name, 'active', c.active, 'requests', s.requests, 'total_tokens', s.total_tokens,
+            'charge_usd', gateway.show_usd(s.charge_usd)
+        ) order by s.charge_usd desc, s.requests desc, s.customer_id), '[]')
+        from (
+            select u.customer_id, sum(u.requests) as requests, sum(u.total_tokens) as total_tokens, sum(u.charge_usd) as charge_usd
+            from (
+                select customer_id, requests, total_tokens, charge_usd
+                from gateway.key_days
+                where day >= p_from and day < p_to
+                union all
+                select customer_id, requests, total_tokens, charge_usd
+                from gateway.usage_rollups
+                where bucket >= greatest(v_closed_until, v_start) and bucket < v_end
+                union all
+                select customer_id, requests, total_tokens, charge_usd
+                from gateway.usage_rollups
+                where late and bucket >= v_start and bucket < least(v_closed_until, v_end)
+            ) as u
+            group by u.customer_id
+            having sum(u.requests) > 0
+            order by charge_usd desc, requests desc, u.customer_id
+            limit p_limit
+        ) as s
+        join gateway.customers as c on c.id = s.customer_id
+    );
+end
+$$;
+
+revoke all on function api.list_top_customers(date, date, integer) from public;
+
+grant execute on function api.list_top_customers(date, date, integer) to service_role;
+
+comment on function api.list_top_customers(date, date, integer) is 'Who was charged the most over some days.';
+
 create or replace function gateway.describe_customer(p_customer gateway.customers) returns jsonb
 language plpgsql stable set search_path = ''
 as $$
@@ -2655,6 +2703,85 @@ begin
         ));
 end
 $$;
+
+-- api.list_events: what happened, the newest first, after the event p_before in this order, with how far the telling has come:
+-- [{"id", "type", "created_at", "customer_id", "subject", "data", "state": unsent (no webhook was set when it came) | waiting | delivered |
+-- given_up, "attempts", "next_attempt_at", "delivered_at", "last_status", "last_error"}]. p_state, p_kind: of these alone. Empty where
+-- p_before is gone. Reads only.
+create function api.list_events(
+    p_limit integer, p_before uuid default null, p_state text default null, p_kind text default null
+) returns jsonb
+language plpgsql stable security definer set search_path = '' set plan_cache_mode = force_custom_plan
+as $$
+declare
+    v_before gateway.events;
+begin
+    if p_before is not null then
+        select * into v_before from gateway.events where id = p_before;
+        if not found then
+            return '[]'::jsonb;
+        end if;
+    end if;
+    return (
+        select coalesce(jsonb_agg(jsonb_build_object(
+            'id', gateway.show_event_id(s.id), 'type', s.kind, 'created_at', s.at, 'customer_id', s.customer_id, 'subject', s.subject,
+            'data', s.data, 'state', s.state, 'attempts', coalesce(s.attempts, 0), 'next_attempt_at', s.next_attempt_at,
+            'delivered_at', s.delivered_at, 'last_status', s.last_status, 'last_error', s.last_error
+        ) order by s.at desc, s.id desc), '[]')
+        from (
+            select e.id, e.kind, e.at, e.customer_id, e.subject, e.data, t.state, d.attempts, d.next_attempt_at, d.delivered_at,
+                d.last_status, d.last_error
+            from gateway.events as e
+            left join gateway.event_deliveries as d on d.event_id = e.id
+            cross join lateral (
+                select case
+                    when d.event_id is null then 'unsent'
+                    when d.delivered_at is not null then 'delivered'
+                    when d.next_attempt_at is not null then 'waiting'
+                    else 'given_up'
+                end as state
+            ) as t
+            where (p_before is null or (e.at, e.id) < (v_before.at, v_before.id))
+                and (p_kind is null or e.kind = p_kind) and (p_state is null or t.state = p_state)
+            order by e.at desc, e.id desc
+            limit p_limit
+        ) as s
+    );
+end
+$$;
+
+revoke all on function api.list_events(integer, uuid, text, text) from public;
+
+grant execute on function api.list_events(integer, uuid, text, text) to service_role;
+
+comment on function api.list_events(integer, uuid, text, text) is 'What happened, the newest first, and whether the webhook has been told.';
+
+-- api.resend_event: puts an event in line for the webhook once more, whatever became of it. {"id", "state": waiting}, or {"error": unknown_event
+-- | webhook_not_set}. One that was given up has one attempt more. What is being sent just now is left at it.
+-- Locks the delivery.
+create function api.resend_event(p_event_id uuid) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+begin
+    if not exists (select from gateway.settings where webhook_url is not null) then
+        return jsonb_build_object('error', 'webhook_not_set');
+    end if;
+    perform from gateway.events where id = p_event_id for key share;
+    if not found then
+        return jsonb_build_object('error', 'unknown_event');
+    end if;
+    insert into gateway.event_deliveries as d (event_id)
+    values (p_event_id)
+    on conflict (event_id) do update set next_attempt_at = clock_timestamp(), delivered_at = null;
+    return jsonb_build_object('id', gateway.show_event_id(p_event_id), 'state', 'waiting');
+end
+$$;
+
+revoke all on function api.resend_event(uuid) from public;
+
+grant execute on function api.resend_event(uuid) to service_role;
+
+comment on function api.resend_event(uuid) is 'Puts an event in line for the webhook once more.';
 
 comment on column gateway.ledger_readable.kind is 'credit (paid in), correction (by an admin), charge (of a request), late_settlement (of a request whose hold had expired), refund and dispute (of a payment: taken back), reinstatement (a dispute was won, or a refund failed), debt_payment (what became free went to the debt).';
 

@@ -368,3 +368,17 @@ async def test_a_place_that_is_none_is_422(management: Management, said: dict[st
     model = (await management.model())["name"]
     body = {"name": "x", "provider": "openai-compatible", "enabled_models": [{"model": model, **said}]}
     assert_error(await management.admin("POST", "/admin/services", body), 422, param=param)
+
+
+async def test_the_known_providers_are_those_that_a_service_can_be_made_of(management: Management) -> None:
+    told = (await management.ok("GET", "/admin/providers"))["data"]
+    known = {row["name"]: row for row in told}
+    assert known["openai"] == {
+        "name": "openai",
+        "title": "OpenAI",
+        "base_url": "https://api.openai.com/v1",
+        "key_needed": True,
+    }
+    assert known["openai-compatible"]["base_url"] is None
+    customer = management.customer()
+    assert_error(await management.call("GET", "/admin/providers", customer.key), 403)

@@ -40,6 +40,7 @@ def operations(process: Process) -> Sequence[Operation]:
     """Return the operator's routes."""
     customers, services = Customers(process), Services(process)
     catalogue, system = Catalogue(process), System(process)
+    monitor, webhooks = Monitor(process), Webhooks(process)
 
     def route(
         method: str,
@@ -76,9 +77,11 @@ def operations(process: Process) -> Sequence[Operation]:
             status=201,
         ),
         route("POST", "/admin/add_credits", customers.add_credits, "Add credits", AddCreditsRequest),
-        route("GET", "/admin/monitor", Monitor(process).read, "Read the whole system's figures"),
+        route("GET", "/admin/monitor", monitor.read, "Read the whole system's figures"),
+        route("GET", "/admin/top_customers", monitor.top_customers, "List who was charged the most"),
         route("GET", "/admin/balance", customers.balances, "List balances"),
         route("POST", "/admin/limit", customers.limit, "Set limits", SetLimitsRequest),
+        route("GET", "/admin/providers", services.providers, "List the providers that are known"),
         route("GET", "/admin/services", services.list, "List services"),
         route("POST", "/admin/services", services.create, "Add a service", CreateServiceRequest, status=201),
         route("GET", "/admin/services/{id}", services.read, "Read a service"),
@@ -94,7 +97,9 @@ def operations(process: Process) -> Sequence[Operation]:
         route("POST", "/admin/prices/import", PriceImport(process).import_prices, "Import a price list"),
         route("GET", "/admin/settings", system.read_settings, "Read the settings"),
         route("PATCH", "/admin/settings", system.change_settings, "Change settings", ChangeSettingsRequest),
-        route("POST", "/admin/webhook/test", Webhooks(process).test, "Send a ping to the webhook"),
+        route("POST", "/admin/webhook/test", webhooks.test, "Send a ping to the webhook"),
+        route("GET", "/admin/events", webhooks.list, "Read what happened"),
+        route("POST", "/admin/events/{id}/resend", webhooks.resend, "Send an event again"),
         route("GET", "/admin/audit", system.list_audit, "Read who changed what"),
         route("GET", "/admin/ledger/check", system.check_ledger, "Recompute the books"),
     )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from gateway.http import JSONResponse
+from gateway.errors import Unprocessable
+from gateway.http import JSONResponse, validate
+from gateway.paging import page_size
+from gateway.schemas.admin_queries import TopCustomersQuery
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from gateway.principals import Principal
     from gateway.runtime.process import Process
 
+_MAX_DAYS = 92
+_DEFAULT_DAYS = 30
 _SHOWN = 20
 """How many crossings of soft limits and undelivered events are told at most, the newest."""
 
@@ -61,6 +66,19 @@ class Monitor:
                 },
             }
         )
+
+    async def top_customers(self, request: Request, _principal: Principal) -> Response:
+        """GET /admin/top_customers: who was charged the most, by default in the last 30 days."""
+        query = validate(TopCustomersQuery, dict(request.query_params))
+        end = query.to or datetime.now(UTC).date() + timedelta(days=1)
+        start = query.from_ or end - timedelta(days=_DEFAULT_DAYS)
+        if not timedelta(0) < end - start <= timedelta(days=_MAX_DAYS):
+            raise Unprocessable(f"from must lie before to, by {_MAX_DAYS} days at most.", param="from")
+        days = {"from": start.isoformat(), "to": end.isoformat()}
+        rows = await self._database.list_top_customers(
+            start=days["from"], end=days["to"], limit=page_size(request)
+        )
+        return JSONResponse({"data": rows, **days})
 
 
 def _provider(told: JSONObject, health: list[JSONObject]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from gateway.admin.refusals import taken, unknown
 from gateway.errors import Unprocessable
 from gateway.http import JSONResponse, read_model
 from gateway.paging import Page, path_id
-from gateway.providers.registry import provider_named
+from gateway.providers.registry import PROVIDERS, provider_named
 from gateway.refusals import accept, found
 from gateway.schemas.admin import CreateServiceRequest, UpdateServiceRequest
 from gateway.service_check import ServiceCheck
@@ -40,6 +40,19 @@ class Services:
         self._http = process.providers_http
         self._master_keys = process.settings.master_keys
         self._allow_private = process.settings.allow_private_urls
+
+    async def providers(self, _request: Request, _principal: Principal) -> Response:
+        """GET /admin/providers: what a service can be a connection to."""
+        told = [
+            {
+                "name": known.name,
+                "title": known.title,
+                "base_url": known.base_url,
+                "key_needed": known.key_needed,
+            }
+            for known in PROVIDERS
+        ]
+        return JSONResponse({"data": told})
 
     async def create(self, request: Request, principal: Principal) -> Response:
         """POST /admin/services."""

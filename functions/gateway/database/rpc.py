@@ -776,6 +776,12 @@ class Database:
     async def read_admin_monitor(self) -> JSONObject:
         return await self._object("read_admin_monitor")
 
+    async def list_top_customers(self, *, start: str, end: str, limit: int) -> list[JSONObject]:
+        """From the day `start` to before the day `end`, of UTC."""
+        return await self._client.call(  # type: ignore[no-any-return]
+            "list_top_customers", {"p_from": start, "p_to": end, "p_limit": limit}
+        )
+
     async def _long(self, function: str, seconds: float, **parameters: Any) -> JSONObject:
         told: JSONObject = await self._client.call_long(
             function, {f"p_{name}": value for name, value in parameters.items()}, seconds=seconds
@@ -809,6 +815,15 @@ class Database:
             status=status,
             error=error,
         )
+
+    async def list_events(
+        self, *, limit: int, before: str | None = None, state: str | None = None, kind: str | None = None
+    ) -> list[JSONObject]:
+        """`before` is an event's UUID."""
+        return await self._objects("list_events", limit=limit, before=before, state=state, kind=kind)
+
+    async def resend_event(self, event_id: str) -> JSONObject:
+        return await self._object("resend_event", event_id=event_id)
 
     async def forget_events(self, *, limit: int = 10_000) -> int:
         forgotten: int = await self._call("forget_events", limit=limit)

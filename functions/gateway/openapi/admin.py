@@ -5,8 +5,17 @@ from __future__ import annotations
 from typing import get_args
 
 from gateway.errors import BadRequest, Conflict, NotFound, Unprocessable
-from gateway.openapi.routes import PAGE, Content, Parameter, Route, Routes, path_id, unknown
-from gateway.schemas.admin_queries import Entity
+from gateway.openapi.routes import (
+    LIMIT,
+    PAGE,
+    Content,
+    Parameter,
+    Route,
+    Routes,
+    path_id,
+    unknown,
+)
+from gateway.schemas.admin_queries import Entity, EventState
 from gateway.schemas.answers import admin as answers
 
 _SERVICE = (path_id("service"),)
@@ -45,6 +54,11 @@ _TEXT = {"type": "string", "minLength": 1, "maxLength": 320}
 _ENTITY = {"type": "string", "enum": list(get_args(Entity))}
 _ENTITY_ID = {"type": "string", "pattern": "^[0-9]{1,19}$"}
 _MOMENT = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "format": "date"}]}
+_DAY = {"type": "string", "format": "date"}
+_EVENT_ID = {"type": "string", "pattern": "^evt_[0-9a-f]{32}$"}
+_EVENT_ID_EXAMPLE = "evt_01a1fd2ab32670e3815c293832e5f73a"
+_EVENT_STATE = {"type": "string", "enum": list(get_args(EventState))}
+_EVENT_TYPE = {"type": "string", "maxLength": 100, "pattern": r"^[a-z_]+(\.[a-z_]+)+$"}
 
 ROUTES: Routes = {
     "POST /customers": Route(
@@ -141,6 +155,17 @@ ROUTES: Routes = {
         description="Today begins at midnight UTC. What is called cost without more is what was charged. "
         "Keys are told by their prefixes.",
     ),
+    "GET /admin/top_customers": Route(
+        answer=answers.TopCustomers,
+        tokens=True,
+        description="Days are UTC's; by default the last 30, and 92 at most. Calls count once ended.",
+        parameters=(
+            LIMIT,
+            Parameter("from", "query", "The first day.", _DAY, "2026-11-01"),
+            Parameter("to", "query", "The day after the last; by default tomorrow.", _DAY, "2026-12-01"),
+        ),
+        refusals=(Unprocessable("from must lie before to, by 92 days at most.", param="from"),),
+    ),
     "GET /admin/balance": Route(
         answer=answers.BalanceList,
         tokens=True,
@@ -169,6 +194,7 @@ ROUTES: Routes = {
             unknown("model", param="model"),
         ),
     ),
+    "GET /admin/providers": Route(answer=answers.KnownProviders, tokens=True),
     "GET /admin/services": Route(answer=answers.ServiceList, tokens=True, parameters=PAGE),
     "POST /admin/services": Route(
         answer=answers.Service,
@@ -400,6 +426,32 @@ ROUTES: Routes = {
         "what is wrong. It is not tried again. The other events, such as `limit.soft_crossed`, are sent at "
         "least once: a receiver knows one that it has by its `webhook-id`.",
         refusals=(
+            Conflict("No webhook_url is set: PATCH /admin/settings sets one.", code="webhook_not_set"),
+        ),
+    ),
+    "GET /admin/events": Route(
+        answer=answers.EventList,
+        tokens=True,
+        description="What happened that an operator wants to hear of, the newest first, and whether the "
+        "webhook was told. Events are kept for 90 days.",
+        parameters=(
+            LIMIT,
+            Parameter(
+                "cursor", "query", "The `next_cursor` of the page before.", _EVENT_ID, _EVENT_ID_EXAMPLE
+            ),
+            Parameter("state", "query", "Of this state alone.", _EVENT_STATE, "given_up"),
+            Parameter("type", "query", "Of this type alone.", _EVENT_TYPE, "limit.soft_crossed"),
+        ),
+        refusals=(Unprocessable("state: Input should be 'unsent', 'waiting', …", param="state"),),
+    ),
+    "POST /admin/events/{id}/resend": Route(
+        answer=answers.ResentEvent,
+        tokens=True,
+        description="Puts the event in line for the webhook once more, under the same id, whatever became of "
+        "it. One that was given up has one attempt more.",
+        parameters=(Parameter("id", "path", "The event's id.", _EVENT_ID, _EVENT_ID_EXAMPLE),),
+        refusals=(
+            unknown("event"),
             Conflict("No webhook_url is set: PATCH /admin/settings sets one.", code="webhook_not_set"),
         ),
     ),

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
 from gateway.schemas.usage_queries import Flag, Moment  # noqa: TC001 - pydantic reads them
-from gateway.schemas.values import Body
+from gateway.schemas.values import Body, Day
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=320, pattern=r"^[^\x00]*$")]
 Entity = Literal[
     "settings", "customers", "api_keys", "services", "routes", "models", "offers", "prices", "limits"
 ]
 """The tables whose changes the audit log keeps."""
+
+
+EventState = Literal["unsent", "waiting", "delivered", "given_up"]
+
+
+QueryDay = Annotated[Day, Field(ge=date(1970, 1, 1), lt=date(2200, 1, 1))]
 
 
 class _List(Body):
@@ -39,6 +46,21 @@ class AuditQuery(_List):
     actor: Text | None = None
     from_: Moment | None = Field(default=None, alias="from")
     to: Moment | None = None
+
+
+class EventsQuery(_List):
+    """The query of GET /admin/events."""
+
+    state: EventState | None = None
+    type: Annotated[str, StringConstraints(max_length=100, pattern=r"^[a-z_]+(\.[a-z_]+)+$")] | None = None
+
+
+class TopCustomersQuery(Body):
+    """The query of GET /admin/top_customers. `from` is inclusive, `to` is not; days are UTC's."""
+
+    limit: str | None = None
+    from_: QueryDay | None = Field(default=None, alias="from")
+    to: QueryDay | None = None
 
 
 class LedgerQuery(Body):

@@ -199,6 +199,59 @@ class SystemMonitor(Success):
     data: SystemFigures
 
 
+class TopCustomer(Answer):
+    """A customer, by what it was charged."""
+
+    customer_id: Id
+    name: str = Field(examples=["Ada"])
+    active: bool
+    requests: Count = Field(examples=[1250])
+    total_tokens: Count = Field(examples=[180000])
+    charge_usd: Usd
+
+
+class TopCustomers(Answer):
+    """Who was charged the most, the most first."""
+
+    data: list[TopCustomer]
+    from_: Day = Field(alias="from")
+    to: Day = Field(description="The day after the last.")
+
+
+class Event(Answer):
+    """What happened, and how far the telling has come."""
+
+    id: str = Field(pattern=r"^evt_[0-9a-f]{32}$", examples=["evt_01a1fd2ab32670e3815c293832e5f73a"])
+    type: str = Field(examples=["limit.soft_crossed"])
+    created_at: Time
+    customer_id: Id | None
+    subject: str = Field(examples=["key:12"])
+    data: dict[str, Any] = Field(
+        description="As the webhook is sent it.", examples=[{"limit": "tokens_per_day"}]
+    )
+    state: Literal["unsent", "waiting", "delivered", "given_up"] = Field(
+        description="`unsent`: no webhook was set when it came."
+    )
+    attempts: Count
+    next_attempt_at: Time | None
+    delivered_at: Time | None
+    last_status: int | None = Field(
+        description="The receiver's; null: there was no answer, or no attempt yet."
+    )
+    last_error: str | None
+
+
+class EventList(Page[Event]):
+    """Events, the newest first."""
+
+
+class ResentEvent(Answer):
+    """An event that is in line for the webhook."""
+
+    id: str = Field(examples=["evt_01a1fd2ab32670e3815c293832e5f73a"])
+    state: Literal["waiting"]
+
+
 class UserBalance(Answer):
     """One customer's account."""
 
@@ -224,6 +277,23 @@ class SubjectLimits(Success):
 
     rate_limits: LimitsAnswer
     warn: LimitsAnswer = Field(description="The soft marks, absolute.")
+
+
+class KnownProvider(Answer):
+    """What a service can be a connection to."""
+
+    name: str = Field(examples=["openai"])
+    title: str = Field(examples=["OpenAI"])
+    base_url: str | None = Field(
+        description="Its own; null: each service names one.", examples=["https://api.openai.com/v1"]
+    )
+    key_needed: bool
+
+
+class KnownProviders(Answer):
+    """All providers that the gateway knows."""
+
+    data: list[KnownProvider]
 
 
 class ServiceRoute(Answer):
