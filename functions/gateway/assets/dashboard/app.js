@@ -165,6 +165,11 @@ function notFound() {
   shell.main.replaceChildren(empty("Not found", "There is no such customer, or it is not yours.", button("To my own dashboard", () => (history.replaceState(null, "", `${new URL("dashboard", ROOT).pathname}#/`), enter()))));
 }
 
+function say(note) {
+  document.getElementById("sign-in-note").textContent = note;
+  announce(note);
+}
+
 function ask(note = "") {
   leave();
   shell?.balancing?.stop();
@@ -174,8 +179,7 @@ function ask(note = "") {
   document.title = "Sluice";
   app.replaceChildren(gate);
   for (const input of gate.querySelectorAll("input")) input.value = "";
-  document.getElementById("sign-in-note").textContent = note;
-  announce(note);
+  say(note);
   document.getElementById("key").focus();
 }
 
@@ -207,7 +211,7 @@ bind("by-key", "key", async (key) => {
 bind("by-mail", "mail", async (mail) => {
   if (!mail) throw new Error("Which address?");
   await session.mailLink(mail);
-  document.getElementById("sign-in-note").textContent = "If this address has an account, a link is on its way. Open it in this browser.";
+  say("If this address has an account, a link is on its way. Open it in this browser.");
 });
 session.onEnd((reason) => {
   const note = reason === "expired" ? "Your session has ended. Sign in again to go on where you were." : "";
@@ -221,7 +225,7 @@ const link = session.takeLink();
 const paid = new URLSearchParams(location.search).get("top_up");
 if (paid) {
   history.replaceState(null, "", `${location.pathname}#/billing`);
-  document.getElementById("sign-in-note").textContent = paid === "paid" ? "Thank you. The credits are there in a moment: close this tab, or sign in to see them." : "Nothing was paid.";
+  say(paid === "paid" ? "Thank you. The credits are there in a moment: close this tab, or sign in to see them." : "Nothing was paid.");
 }
 config = await session.loadConfig().catch(() => config);
 if (link?.error) ask(link.error);
