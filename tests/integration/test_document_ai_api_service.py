@@ -110,6 +110,21 @@ def test_its_commands(gateway: RunningGateway, models: list[int]) -> None:
         assert toggled.json == {"id": key.json["id"], "active": active}
 
 
+def test_its_dashboard(gateway: RunningGateway) -> None:
+    """At the printed address is the page; the figures in it are asked for with a key."""
+    customer = gateway.customer()
+    page = gateway.http().get(f"/dashboard/{customer.id}")
+    assert page.status_code == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    [script] = re.findall(r'<script type="module" src="\.\./([^"]+)">', page.text)
+    assert gateway.http().get(f"/{script}").headers["content-type"] == "text/javascript; charset=utf-8"
+    # The page is everybody's, and holds nothing of anybody: what there is to see, the API tells its owner.
+    other = gateway.http().get(f"/dashboard/{gateway.customer().id}")
+    assert other.text == page.text
+    figures = gateway.http(customer).get("/user/monitor", params={"customer_id": customer.id})
+    assert figures.json()["user_id"] == customer.id
+
+
 def test_each_model_has_a_rate_limit_of_its_own(gateway: RunningGateway, models: list[int]) -> None:
     customer = gateway.customer(requests_per_minute=2)
     client = gateway.http(customer)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import json
+import posixpath
 import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from openapi_spec_validator import validate
+from pydantic import SecretStr
 
 from gateway import assets, openapi
 from gateway.runtime.function import Function
@@ -43,7 +47,7 @@ async def test_the_document_is_served_whole(management: Management) -> None:
     )
 
 
-@pytest.mark.parametrize("path", ["/openapi.json", "/docs", "/redoc"])
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs", "/redoc", "/dashboard", "/dashboard/config.json"])
 async def test_what_the_client_has_is_not_sent_again(management: Management, path: str) -> None:
     first = await get(management, path)
     assert first.headers["cache-control"] == "no-cache"
@@ -107,6 +111,97 @@ async def test_policy_of_a_page(management: Management, page: str) -> None:
     assert headers["referrer-policy"] == "no-referrer"
 
 
+async def dashboard_files(management: Management, page: str) -> list[str]:
+    text = (await get(management, page)).text
+    return [
+        posixpath.normpath(posixpath.join(posixpath.dirname(page), found))
+        for found in re.findall(r'(?:href|src)="([^"]+)"', text)
+    ]
+
+
+@pytest.mark.parametrize("page", ["/dashboard", "/dashboard/7"])
+async def test_files_of_the_dashboard_may_be_kept_for_good(management: Management, page: str) -> None:
+    """And each is found from either page by a relative address: API Gateway's stage stands before both."""
+    assert 'href="/' not in (await get(management, page)).text
+    files = await dashboard_files(management, page)
+    assert len(files) > 10
+    bundle = assets.dashboard()
+    for path in files:
+        response = await get(management, path)
+        assert response.status_code == 200, path
+        assert response.headers["cache-control"] == FOR_GOOD
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert path.startswith(f"/dashboard/assets/{bundle.digest}/")
+    old = await get(management, f"/dashboard/assets/{'0' * 16}/app.js")
+    assert (old.status_code, old.headers["cache-control"]) == (200, "no-cache")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/dashboard/0",
+        "/dashboard/-1",
+        "/dashboard/x",
+        "/dashboard/%3Cscript%3E",
+        "/dashboard/1%0A",
+        f"/dashboard/{'9' * 20}",
+        "/dashboard/assets/0/index.html",
+        "/dashboard/assets/0/..%2F__init__.py",
+        "/dashboard/assets/0/..%2F..%2F..%2Fweb%2Fhandler.py",
+        "/dashboard/assets/0/%2Fetc%2Fpasswd",
+        "/dashboard/assets/0/vendor/redoc.standalone.js",
+    ],
+)
+async def test_the_dashboard_has_no_other_page_and_no_other_file(management: Management, path: str) -> None:
+    assert_error(await get(management, path), 404)
+
+
+async def test_policy_of_the_dashboard(management: Management) -> None:
+    headers = (await get(management, "/dashboard")).headers
+    policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    for name in ("script-src", "style-src", "img-src", "connect-src"):
+        assert policy[name] == "'self'"
+    assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
+    assert (policy["require-trusted-types-for"], policy["trusted-types"]) == ("'script'", "'none'")
+    assert headers["referrer-policy"] == "no-referrer"
+
+
+def served(management: Management, **settings: Any) -> dict[str, Any]:
+    """The page and its configuration, of a gateway with other settings."""
+    made = management.process.settings.model_copy(update=settings)
+    process = dataclasses.replace(management.process, settings=made)
+    function = Function(openapi.operations, process=lambda: process)
+    page = function.handle(event("/dashboard"), None)
+    config = function.handle(event("/dashboard/config.json"), None)
+    return {
+        "policy": page["headers"]["content-security-policy"],
+        "page": page["body"],
+        **json.loads(config["body"]),
+    }
+
+
+def test_the_auth_server_is_reached_only_where_people_sign_in_by_it(management: Management) -> None:
+    issuer = "https://abc.supabase.co/auth/v1"
+    without = served(management, auth_issuer=issuer, auth_publishable_key=None)
+    assert without["auth"] is None
+    assert "supabase" not in without["policy"]
+    assert 'id="by-mail" novalidate hidden' in without["page"]
+    given = served(management, auth_issuer=issuer, auth_publishable_key=SecretStr("sb_publishable_x"))
+    assert given["auth"] == {"url": issuer, "publishable_key": "sb_publishable_x"}
+    assert "connect-src 'self' https://abc.supabase.co;" in given["policy"]
+    assert 'id="by-mail" novalidate >' in given["page"]
+    nobody = served(management, auth_issuer=None, auth_publishable_key=SecretStr("sb_publishable_x"))
+    assert nobody["auth"] is None
+
+
+def test_the_dashboard_shows_nothing_secret(management: Management) -> None:
+    settings = management.process.settings
+    told = json.dumps(served(management))
+    assert settings.supabase_key.get_secret_value() not in told
+    assert settings.rest_url not in told
+
+
 def event(path: str, stage: str = "prod") -> dict[str, Any]:
     return {
         "resource": "/{proxy+}",
@@ -133,6 +228,15 @@ def test_lambda_names_the_stage_as_the_server(function: Function) -> None:
     assert json.loads(answer["body"])["servers"] == [{"url": "/prod"}]
     again = function.handle(event("/openapi.json", "dev"), None)
     assert json.loads(again["body"])["servers"] == [{"url": "/dev"}]
+
+
+@pytest.mark.parametrize("name", sorted(assets.dashboard().files))
+def test_lambda_sends_every_file_of_the_dashboard_whole(function: Function, name: str) -> None:
+    bundle = assets.dashboard()
+    answer = function.handle(event(f"/dashboard/assets/{bundle.digest}/{name}"), None)
+    assert answer["statusCode"] == 200
+    body = base64.b64decode(answer["body"]) if answer["isBase64Encoded"] else answer["body"].encode()
+    assert body == bundle.files[name].body
 
 
 @pytest.mark.parametrize("name", sorted(assets.FILES))

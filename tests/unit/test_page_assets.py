@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import posixpath
 import re
 import tarfile
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,27 +56,61 @@ def test_a_file_that_the_package_lost_is_told() -> None:
         unpack(package(packed, "other"), packed)
 
 
+def test_a_script_becomes_a_module_where_one_is_wanted() -> None:
+    packed = archive(main=b"var it=1;")
+    wanted = replace(package(packed, "main"), exports={"main.js": "it"})
+    assert unpack(wanted, packed) == {"main.js": b"var it=1;\nexport default it;\n"}
+
+
 def test_the_build_makes_what_the_gateway_serves() -> None:
     assert page_assets.TARGET == assets.FOLDER / assets.VENDOR
     vendored = {
         place.removeprefix(f"{assets.VENDOR}/")
-        for place in assets.FILES.values()
+        for place in [*assets.FILES.values(), *assets.DASHBOARD_VENDORED.values()]
         if place.startswith(assets.VENDOR)
     }
     assert vendored <= set(page_assets.file_names())
     assert paths.FUNCTIONS in page_assets.TARGET.parents
 
 
-@pytest.mark.parametrize("name", sorted(assets.FILES))
+@pytest.mark.parametrize("name", [*sorted(assets.FILES), *sorted(assets.dashboard().files)])
 def test_no_file_names_a_place_that_a_page_would_load_from(name: str) -> None:
-    text = assets.read(assets.FILES[name]).body.decode()
+    file = assets.dashboard().files.get(name) or assets.read(assets.FILES[name])
+    text = file.body.decode()
     loads = re.findall(r"""(?:src|url\(|import\(|@import)\s*[:=(]?\s*["'`]?(https?:[^"'`)\s]+)""", text)
     assert loads == []
 
 
-@pytest.mark.parametrize("page", ["docs.html", "redoc.html"])
+@pytest.mark.parametrize("page", ["docs.html", "redoc.html", "dashboard/index.html"])
 def test_a_page_holds_no_script_and_no_style_of_its_own(page: str) -> None:
     text = assets.read(page).body.decode()
     assert not re.search(r"<script(?![^>]*\bsrc=)", text)
     assert "<style" not in text
     assert not re.search(r"\s(?:style|on\w+)=", text)
+
+
+OURS = sorted(name for name in assets.dashboard().files if name.endswith(".js") and "vendor/" not in name)
+# What parses text as HTML, runs it, or keeps it beyond the page.
+FORBIDDEN = re.compile(
+    r"\.(?:inner|outer)HTML|insertAdjacentHTML|document\.write|createContextualFragment|setHTML|DOMParser|srcdoc"
+    r"|\beval\(|new Function|document\.cookie|indexedDB|console\.|postMessage"
+)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_module_of_the_dashboard_parses_no_html_and_keeps_no_secret(name: str) -> None:
+    # A line that the reader is to put into a program of its own.
+    text = assets.dashboard().files[name].body.decode().replace("console.log(answer.", "")
+    assert FORBIDDEN.findall(text) == []
+    # Of storage: the scheme, and the nonce of a link.
+    stored = set(re.findall(r"(?:local|session)Storage\.setItem\(([^,]+),", text))
+    assert stored <= {'"scheme"', "LINK"}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_module_imports_what_there_is(name: str) -> None:
+    files = assets.dashboard().files
+    text = files[name].body.decode()
+    for place in re.findall(r"""(?:from|import\() ?["'](\.[^"']+)["']""", text):
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(name), place))
+        assert path in files, place

@@ -16,6 +16,10 @@ def _key(byte: int, size: int = 32) -> str:
     return base64.b64encode(bytes([byte]) * size).decode()
 
 
+def _claims(**claims: str) -> str:
+    return base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+
+
 ENVIRON = {
     "SUPABASE_URL": "https://abc.supabase.co/",
     "SUPABASE_KEY": "sb_secret_0123456789abcdef",
@@ -185,3 +189,29 @@ def test_bad_setting_of_tokens_is_named_and_not_shown(variable: str, value: str)
         Settings.from_environment(ENVIRON | {variable: value})
     assert variable in str(refused.value)
     assert value not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["sb_publishable_AbC123", f"eyJ0.{_claims(role='anon')}.x"])
+def test_a_publishable_key_may_be_shown(key: str) -> None:
+    settings = Settings.from_environment(ENVIRON | {"SUPABASE_PUBLISHABLE_KEY": key})
+    assert settings.auth_publishable_key is not None
+    assert settings.auth_publishable_key.get_secret_value() == key
+    assert key not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sb_secret_AbC123",
+        f"eyJ0.{_claims(role='service_role')}.x",
+        f"eyJ0.{_claims()}.x",
+        "eyJ0.%%%.x",
+        "anything",
+    ],
+)
+def test_no_other_key_is_shown_to_every_visitor(key: str) -> None:
+    with pytest.raises(
+        SettingsError, match="SUPABASE_PUBLISHABLE_KEY must be the project's publishable"
+    ) as told:
+        Settings.from_environment(ENVIRON | {"SUPABASE_PUBLISHABLE_KEY": key})
+    assert key not in str(told.value)
