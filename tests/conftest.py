@@ -22,6 +22,7 @@ from tests.fixtures.simulator import simulator, simulator_server
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
 __all__ = [
     "auth_server",
@@ -36,6 +37,12 @@ __all__ = [
     "simulator",
     "simulator_server",
 ]
+
+
+@pytest.fixture
+def more_settings() -> dict[str, Any]:
+    """What `management` sets beside its own: a module that needs more has a fixture of this name."""
+    return {}
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

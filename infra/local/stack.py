@@ -161,6 +161,7 @@ def _start_backend(
         }
     )
     os.environ.setdefault("SLUICE_ALLOWED_ORIGINS", "*")
+    os.environ.setdefault("SLUICE_PUBLIC_URL", url)
     return RunningStack(url, admin_key, state.demo_key, tuple(services))
 
 
