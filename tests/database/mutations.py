@@ -144,8 +144,8 @@ FAULTS = (
     Fault(
         "images to edit are held for as text",
         ADMIT,
-        "coalesce(p_media_input, p_input_tokens_bound is null)",
-        "p_input_tokens_bound is null",
+        "coalesce(p_media_input, p_input_tokens_bound is null), p_media_output)",
+        "p_input_tokens_bound is null, p_media_output)",
         ("test_media_hold",),
     ),
     Fault(
@@ -484,8 +484,8 @@ FAULTS = (
     Fault(
         "a class without a price of its own is free",
         MONEY,
-        "coalesce((p_prices ->> 'cached_input')::numeric, v_input)",
-        "coalesce((p_prices ->> 'cached_input')::numeric, 0)",
+        "coalesce((v_rates ->> 'cached_input')::numeric, v_input)",
+        "coalesce((v_rates ->> 'cached_input')::numeric, 0)",
         ("test_billing",),
     ),
     # the price of a long prompt
@@ -669,8 +669,8 @@ FAULTS = (
     Fault(
         "the ledger tells the balance before the charge",
         SETTLE,
-        "-v_take, v_account.balance_usd, v_request.id",
-        "-v_take, v_account.balance_usd + v_take, v_request.id",
+        "-v_take, v_account.balance_usd + v_paid, v_request.id",
+        "-v_take, v_account.balance_usd + v_paid + v_take, v_request.id",
         ("test_ledger", "test_billing"),
     ),
     # the expiry
