@@ -65,6 +65,7 @@ def test_every_view(dashboard: Dashboard, demo: Demo, scheme: str, size: str) ->
 
 
 def picture(dashboard: Dashboard, view: str, size: str, scheme: str) -> None:
+    whole = size == "desktop" and view in VIEWS
     if PICTURES:
         Path(PICTURES).mkdir(parents=True, exist_ok=True)
-        dashboard.page.screenshot(path=f"{PICTURES}/{view}-{size}-{scheme}.png", full_page=size == "desktop")
+        dashboard.page.screenshot(path=f"{PICTURES}/{view}-{size}-{scheme}.png", full_page=whole)

@@ -32,7 +32,7 @@ function detail(row, { caller }) {
   const usd = (text) => (text === null ? "–" : h("span", {}, exactMoney(text)));
   const tokens = Object.entries(row.tokens).filter(([, number]) => number !== null);
   const pairs = [
-    ["Request", h("span", {}, h("code", {}, row.id), " ", copyButton(row.id))],
+    ["Request", h("div", { class: "prose" }, h("code", {}, row.id), h("span", {}, copyButton(row.id)))],
     ["Made", time(row.created_at)],
     ["Endpoint", row.endpoint],
     ["Model", row.requested_model === row.model ? row.model : `${row.model}, asked for as ${row.requested_model}`],
@@ -42,9 +42,9 @@ function detail(row, { caller }) {
     row.error_code ? ["Error", h("code", {}, row.error_code)] : null,
     ["Ended by", row.finish_reason ?? "–"],
     ["Streamed", row.streamed ? "yes" : "no"],
-    ["Time", duration(row.latency_ms)],
+    ["Latency", duration(row.latency_ms)],
     ["First token", duration(row.time_to_first_token_ms)],
-    ...tokens.map(([name, number]) => [`${name.replaceAll("_", " ")}${name === "images" ? "" : " tokens"}`, `${count(number)}${row.usage_estimated ? " (counted here)" : ""}`]),
+    ...tokens.map(([name, number]) => [`${name[0].toUpperCase()}${name.slice(1).replaceAll("_", " ")}${name === "images" ? "" : " tokens"}`, `${count(number)}${row.usage_estimated ? " (counted here)" : ""}`]),
     ["Charge", usd(row.charge_usd)],
     row.cost_usd === null || row.cost_usd === undefined ? null : ["Provider's cost", usd(row.cost_usd)],
     caller.is_admin && row.uncollected_usd ? ["Uncollected", usd(row.uncollected_usd)] : null,
