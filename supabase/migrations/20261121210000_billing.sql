@@ -1916,7 +1916,7 @@ begin
             where r.customer_id = p_customer_id and r.admitted_at >= v_from and r.admitted_at <= v_to and r.collected_usd <> 0
         ),
         logged as materialized (
-            select b.id, b.usd, b.late, b.lapsed, coalesce((n.r).id, (f.r).id) as found, coalesce(n.r, f.r) as r
+            select b.id, b.usd, b.late, b.lapsed, coalesce((n.r).id, (f.r).id) as log_id, coalesce(n.r, f.r) as r
             from booked as b
             left join near as n on (n.r).id = b.id
             -- a settlement that came late; each of these few is looked for in every month
@@ -1954,15 +1954,15 @@ begin
             from recomputed as c
             left join lateral (
                 -- at a flat price what the provider takes is the operator's affair
-                select r -> 'prices' as prices
-                from jsonb_array_elements((c.r).routes) as r
+                select route -> 'prices' as prices
+                from jsonb_array_elements((c.r).routes) as route
                 where (c.r).billing_mode = 'markup' and c.final
-                    and (r ->> 'service_id')::bigint = (c.r).service_id and (r ->> 'model_id')::bigint = (c.r).model_id
+                    and (route ->> 'service_id')::bigint = (c.r).service_id and (route ->> 'model_id')::bigint = (c.r).model_id
                 limit 1
             ) as p on true
             group by 1, 2, 3, 4, 5, 6
         )
-        select case when not exists (select from logged where found is null) then jsonb_build_object(
+        select case when not exists (select from logged where log_id is null) then jsonb_build_object(
             'requests', coalesce((select sum(requests) from lines), 0),
             'differing', coalesce((select sum(differing) from lines), 0),
             'difference_usd', gateway.show_usd(coalesce((select sum(charge_usd - recomputed_usd) from lines), 0)),
