@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gateway import telemetry
 from gateway.auth import key_hash
 from gateway.database.rpc import Settlement
 from gateway.errors import GatewayError, InternalError, ProviderTimeout, Unprocessable
@@ -127,6 +128,10 @@ class Calls:
             if admitting.cancelled():
                 raise
             cancelled, admitted = error, admitting.result()
+        if (trace := telemetry.current()) is not None:
+            trace.note(
+                customer_id=admitted.customer_id, key_id=admitted.key_id, model=admitted.candidates[0].model
+            )
         exchange.candidates = admitted.candidates
         exchange.drops = admitted.unsupported_parameters == "drop"
         exchange.started, exchange.deadline = started, started + seconds
@@ -194,7 +199,13 @@ class Calls:
         """Settle a call; `told` are further fields of its Settlement. None where it is kept for a replay."""
         now = asyncio.get_running_loop().time()
         exchange = call.exchange
-        return await self._meter.settle(
+        exchange.attempt.close(
+            usage=usage,
+            finish_reasons=() if call.stream is None else call.stream.finish_reasons,
+            # Of a call that the client has left there is no error to tell.
+            error_type=None if outcome == "cancelled" else error_code,
+        )
+        settled = await self._meter.settle(
             Settlement(
                 request_id=call.admission.request_id,
                 admitted_at=call.admission.admitted_at,
@@ -212,6 +223,11 @@ class Calls:
                 **told,
             )
         )
+        if (trace := telemetry.current()) is not None:
+            trace.note(outcome=outcome, usage_estimated=bool(told.get("usage_estimated")))
+            if settled is not None:
+                trace.note(charge_usd=settled.charge_usd)
+        return settled
 
 
 def gateway_usage(call: Call, settled: Settled | None) -> dict[str, Any]:

@@ -220,6 +220,7 @@ async def _forward(
     """Put chunks into the queue; return whether the provider said that the stream is whole."""
     chunks = [event for event in arrived if isinstance(event, Chunk)]
     for chunk in chunks:
+        call.exchange.attempt.chunk(chunk.data)
         call.images += _images(chunk.data.get("choices"), "delta")
     out = shape.encode(chunks)
     if out:

@@ -35,6 +35,7 @@ from gateway.errors import (
 )
 from gateway.observability import make_logger, request_log_keys
 from gateway.settings import MAX_BODY_BYTES
+from gateway.telemetry import following
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from gateway.observability import Logger
+    from gateway.telemetry import RequestTrace, Telemetry
 
     Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -52,6 +54,7 @@ Model = TypeVar("Model", bound=BaseModel)
 _REQUEST_ID = "gateway.request_id"
 _MAX_BODY = "gateway.max_body_bytes"
 _DIALECT = "gateway.dialect"
+_ROUTE = "gateway.route"
 
 # What an honest client may still be sending when its body has been found too large. Closing on it would
 # reset the connection, and the client would see the reset in place of the 413.
@@ -147,6 +150,7 @@ class Application:
         max_body_bytes: int,
         logger: Logger,
         lifespan: Callable[[Any], AbstractAsyncContextManager[None]] | None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.operations = tuple(operations)
         self.routes = [
@@ -160,6 +164,7 @@ class Application:
         self._allowed_origins = frozenset(allowed_origins)
         self._max_body_bytes = max_body_bytes
         self._logger = logger
+        self._telemetry = telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -174,9 +179,19 @@ class Application:
         scope["app"] = self
         scope[_REQUEST_ID] = identity
         scope[_MAX_BODY] = self._max_body_bytes
+        if self._telemetry is None:
+            await self._answer(scope, receive, send, identity)
+            return
+        trace = self._telemetry.begin(scope, identity)
+        with following(trace, scope, _ROUTE):
+            await self._answer(scope, receive, send, identity, trace)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, identity: str, trace: RequestTrace | None = None
+    ) -> None:
         request = Request(scope, receive)
-        head = _Head(scope, send, self._cors_headers(request))
-        with request_log_keys(request_id=identity):
+        head = _Head(scope, send, self._cors_headers(request), trace)
+        with request_log_keys(request_id=identity, trace_id=None if trace is None else trace.trace_id):
             try:
                 response = await self._respond(request)
                 await response(scope, receive, head.send)
@@ -203,6 +218,7 @@ class Application:
             match, child_scope = route.matches(request.scope)
             if match is not Match.NONE:
                 request.scope[_DIALECT] = dialect
+                request.scope[_ROUTE] = route.path
             if match is Match.FULL:
                 request.scope.update(child_scope)
                 result: Response = await route.endpoint(request)
@@ -253,9 +269,16 @@ class Application:
 class _Head:
     """The ASGI `send` of one request: adds what every response carries and remembers whether it has begun."""
 
-    def __init__(self, scope: Scope, send: Send, cors_headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        send: Send,
+        cors_headers: list[tuple[bytes, bytes]],
+        trace: RequestTrace | None = None,
+    ) -> None:
         self._scope = scope
         self._send = send
+        self._trace = trace
         self._cors_headers = cors_headers
         self._bodiless = scope["method"] == "HEAD"
         self.sent = False
@@ -263,6 +286,8 @@ class _Head:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.sent = True
+            if self._trace is not None:
+                self._trace.respond(message["status"])
             message = {**message, "headers": [*message.get("headers", ()), *self._headers()]}
         elif self._bodiless:
             message = {**message, "body": b""}
@@ -453,11 +478,12 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     logger: Logger | None = None,
     lifespan: Callable[[Any], AbstractAsyncContextManager[None]] | None = None,
+    telemetry: Telemetry | None = None,
 ) -> Application:
     """Return the ASGI application that serves these operations, in their order.
 
     `allowed_origins` are the origins that browsers may call from, `*` for any. `lifespan` is entered and left
-    by servers that have a lifespan; Lambda has none.
+    by servers that have a lifespan; Lambda has none. `telemetry` follows the requests.
     """
     return Application(
         operations,
@@ -465,6 +491,7 @@ def create_app(
         max_body_bytes=max_body_bytes,
         logger=logger or make_logger(),
         lifespan=lifespan,
+        telemetry=telemetry,
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping  # noqa: TC003 - pydantic reads it
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -150,6 +150,31 @@ def _check_stripe_url(url: str) -> str:
     return url
 
 
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", re.ASCII)
+
+
+def otlp_headers(text: str) -> dict[str, str]:
+    """Return the headers that one of OpenTelemetry's variables holds: `name=value`, separated by commas.
+
+    A value may be percent-encoded, as the specification has it. Raises ValueError, which shows none.
+    """
+    headers = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, equals, value = part.partition("=")
+        value = unquote(value.strip())
+        if not equals or not _HEADER_NAME.fullmatch(name.strip()):
+            raise ValueError("must be headers as name=value, separated by commas")
+        if not (value.isascii() and value.isprintable()):
+            raise ValueError("must hold values of printable ASCII")
+        headers[name.strip().lower()] = value
+    return headers
+
+
+def _check_otlp_headers(headers: SecretStr) -> SecretStr:
+    otlp_headers(headers.get_secret_value())
+    return headers
+
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 HeaderText = Annotated[str | None, AfterValidator(_check_header_text)]
 
@@ -208,6 +233,20 @@ class Settings(BaseModel):
     """What Stripe signs its events with: any of these, while one replaces another."""
     public_url: Annotated[str, AfterValidator(_check_url)] | None = None
     """Where people reach this gateway: Stripe sends them back there."""
+    otlp_traces_endpoint: Annotated[str, AfterValidator(_check_url)] | None = None
+    """Where spans go, by OTLP over HTTP; None for none. The whole URL."""
+    otlp_metrics_endpoint: Annotated[str, AfterValidator(_check_url)] | None = None
+    """Where OpenTelemetry's metrics go; None for none."""
+    otlp_traces_headers: Annotated[SecretStr, AfterValidator(_check_otlp_headers)] = SecretStr("")
+    otlp_metrics_headers: Annotated[SecretStr, AfterValidator(_check_otlp_headers)] = SecretStr("")
+    """What the collectors know us by."""
+    otlp_protocol: Literal["http/protobuf"] = "http/protobuf"
+    otlp_timeout_milliseconds: Annotated[float, Field(gt=0, le=10_000)] = 1500
+    """How long one export may take. On Lambda that is after the answer, and 2 s at most."""
+    traceparent_to: Literal["all", "own", "none"] = "all"
+    """Which providers are told the trace: all, those that the operator runs, or none."""
+    function_name: str | None = None
+    """Lambda's; None elsewhere. There the process is frozen between requests."""
     openrouter_site_url: HeaderText = None
     openrouter_site_name: HeaderText = None
     version: str = __version__
@@ -256,6 +295,7 @@ class Settings(BaseModel):
             given["auth_issuer"] = f"{project}/auth/v1"
         if "auth_jwks_url" not in given and "auth_issuer" in given:
             given["auth_jwks_url"] = f"{given['auth_issuer'].rstrip('/')}/.well-known/jwks.json"
+        given |= _telemetry(environ)
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -264,6 +304,34 @@ class Settings(BaseModel):
                 for fault in error.errors(include_url=False, include_input=False, include_context=False)
             )
         raise SettingsError("; ".join(faults))
+
+
+def _telemetry(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings that OpenTelemetry's own variables make: a signal's own go before those for all.
+
+    https://opentelemetry.io/docs/specs/otel/protocol/exporter/
+    """
+
+    def told(name: str) -> str:
+        return environ.get(name, "").strip()
+
+    given: dict[str, str] = {}
+    if told("OTEL_SDK_DISABLED").lower() == "true":
+        return given
+    for signal in ("traces", "metrics"):
+        own = f"OTEL_EXPORTER_OTLP_{signal.upper()}"
+        base = told("OTEL_EXPORTER_OTLP_ENDPOINT").rstrip("/")
+        endpoint = told(f"{own}_ENDPOINT") or (f"{base}/v1/{signal}" if base else "")
+        if not endpoint or told(f"OTEL_{signal.upper()}_EXPORTER").lower() == "none":
+            continue
+        given[f"otlp_{signal}_endpoint"] = endpoint
+        given[f"otlp_{signal}_headers"] = told(f"{own}_HEADERS") or told("OTEL_EXPORTER_OTLP_HEADERS")
+        given["otlp_protocol"] = (
+            told(f"{own}_PROTOCOL") or told("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
+        )
+    if given and (timeout := told("OTEL_EXPORTER_OTLP_TIMEOUT")):
+        given["otlp_timeout_milliseconds"] = timeout
+    return given
 
 
 _VARIABLES = {
@@ -289,6 +357,8 @@ _VARIABLES = {
     "SLUICE_STRIPE_SECRET_KEY": "stripe_secret_key",
     "SLUICE_STRIPE_WEBHOOK_SECRET": "stripe_webhook_secrets",
     "SLUICE_PUBLIC_URL": "public_url",
+    "SLUICE_TRACEPARENT_TO": "traceparent_to",
+    "AWS_LAMBDA_FUNCTION_NAME": "function_name",
     "OPENROUTER_SITE_URL": "openrouter_site_url",
     "OPENROUTER_SITE_NAME": "openrouter_site_name",
 }
@@ -297,6 +367,10 @@ _VARIABLES = {
 def _variable_of(field: str) -> str:
     if field == "rest_url":
         return "SUPABASE_URL (or SLUICE_REST_URL)"
+    if field.startswith("otlp_"):
+        _, *signal, what = field.upper().removesuffix("_MILLISECONDS").split("_")
+        own = "_".join(["OTEL_EXPORTER_OTLP", *signal, what])
+        return f"OTEL_EXPORTER_OTLP_{what} (or {own})" if signal else own
     return next(variable for variable, name in _VARIABLES.items() if name == field)
 
 

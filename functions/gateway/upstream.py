@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
+from gateway import telemetry
 from gateway.errors import GatewayError, Unprocessable
 from gateway.providers.failures import UNSUPPORTED_PARAMETER
 from gateway.providers.registry import find_provider
-from gateway.providers.wire import Fault, ProviderCall, ProviderError
+from gateway.providers.wire import EmbeddingCall, Fault, ImageCall, ProviderCall, ProviderError
 from gateway.service_keys import open_sealed
 from gateway.service_urls import check_base_url
 
@@ -90,6 +91,8 @@ class Exchange:
     """When the request was admitted, by the event loop's clock."""
     deadline: float | None = None
     """By the same clock: a pause that would last beyond it is not made."""
+    attempt: telemetry.Attempt = telemetry.NOT_FOLLOWED
+    """The latest call of a provider, as telemetry follows it."""
 
     def may_drop(self, param: str | None) -> bool:
         """Whether a parameter may be left out of a call for a provider that can't be told it."""
@@ -152,18 +155,24 @@ class Upstream:
         """Call one route, a second time where its failure is one of a moment. Raises ProviderError."""
         tried_again = False
         while True:
+            attempt = exchange.attempt = _begin_attempt(call, request)
             try:
                 response = await self._send(exchange, candidate, call, request)
                 try:
                     exchange.provider_request_id = _provider_request_id(response)
-                    return await use(call, response)
+                    result = await use(call, response)
+                    attempt.answered(result)
+                    return result
                 finally:
                     await response.aclose()
             except ProviderError as error:
+                attempt.failed(_error_type(error))
                 self._record(exchange, candidate, error)
                 pause = None if tried_again or exchange.forwarded else _pause(error, is_last=is_last)
                 if pause is None or not _in_time(exchange, pause):
                     raise
+            finally:
+                attempt.stop()
             exchange.candidate = exchange.provider_request_id = None
             tried_again = True
             await asyncio.sleep(pause)
@@ -254,7 +263,7 @@ class Upstream:
         request = self._http.build_request(
             upstream.method,
             upstream.url,
-            headers=upstream.headers,
+            headers={**upstream.headers, **exchange.attempt.headers},
             content=upstream.content,
             extensions={"trace": trace},
         )
@@ -317,6 +326,33 @@ def broken_connection(call: ProviderCall, error: httpx.RequestError) -> Provider
         f"The connection to {call.provider.title} broke.",
         detail=type(error).__name__,
     )
+
+
+def _begin_attempt(call: ProviderCall, request: UpstreamRequest) -> telemetry.Attempt:
+    trace = telemetry.current()
+    if trace is None:
+        return telemetry.NOT_FOLLOWED
+    kinds: dict[type[ProviderCall], str] = {EmbeddingCall: "embeddings", ImageCall: "images"}
+    return trace.begin_attempt(
+        telemetry.Inference(
+            provider=call.provider.name,
+            kind=kinds.get(type(call), "chat"),
+            model=call.model,
+            url=request.url,
+            stream=call.stream,
+            body=call.body,
+            output_bound=call.output_bound,
+            own=not call.provider.key_needed,
+        )
+    )
+
+
+def _error_type(error: ProviderError) -> str:
+    """Return a failure as a word of few: the status, the exception of a connection, or whose fault it is."""
+    if error.status is not None:
+        return str(error.status)
+    kind = error.__cause__
+    return type(kind).__name__ if isinstance(kind, httpx.HTTPError) else error.fault.value
 
 
 def _misconfigured(candidate: Candidate, detail: str) -> ProviderError:

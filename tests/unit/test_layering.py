@@ -27,6 +27,7 @@ BOTTOM = {
     "sealing",
     "service_urls",
     "settings",
+    "telemetry",
 }
 SHARED = {
     "calls",
@@ -59,6 +60,7 @@ LIBRARY_AT_HOME = {
     "postgrest": "database",
     "cryptography": "sealing",
     "jwt": "auth_tokens",
+    "opentelemetry": "runtime",
 }
 
 

@@ -10,6 +10,8 @@ import httpx
 from postgrest import AsyncPostgrestClient
 from postgrest.exceptions import APIError
 
+from gateway import telemetry
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -62,6 +64,7 @@ class DatabaseClient:
             # The older keys are tokens and go as such; the newer are none, and a 401 if sent like that.
             headers["authorization"] = f"Bearer {key}"
         self._postgrest = AsyncPostgrestClient(rest_url, schema=SCHEMA, headers=headers, http_client=http)
+        self._url = rest_url
         self._turn = asyncio.Semaphore(CALLS_AT_A_TIME)
 
     async def call_long(self, function: str, parameters: Mapping[str, Any], *, seconds: float) -> Any:
@@ -77,6 +80,19 @@ class DatabaseClient:
 
         Sent once, except where the transaction was rolled back for another one's sake.
         """
+        trace = telemetry.current()
+        if trace is None:
+            return await self._call(function, parameters)
+        query = trace.begin_query(function, self._url)
+        try:
+            return await self._call(function, parameters)
+        except DatabaseError as error:
+            query.failed(error.code or type(error).__name__, error.code)
+            raise
+        finally:
+            query.end()
+
+    async def _call(self, function: str, parameters: Mapping[str, Any]) -> Any:
         tries = _ROLLED_BACK_TRIES
         while True:
             tries -= 1

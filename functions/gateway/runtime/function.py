@@ -58,6 +58,7 @@ class Function:
             max_body_bytes=process.settings.max_body_bytes,
             logger=process.logger,
             lifespan=_lifespan(process),
+            telemetry=process.telemetry,
         )
 
     @property
@@ -66,15 +67,23 @@ class Function:
         return self.application.routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._answer(scope, receive, send)
+        if scope["type"] == "http" and (telemetry := self._process().telemetry) is not None:
+            # The client has its last byte; on Lambda the process is frozen from here on.
+            await telemetry.flush()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.application(scope, receive, send)
 
     def handle(self, event: dict[str, Any], context: Any) -> dict[str, Any]:
         """Answer one Lambda event, buffered."""
         response: dict[str, Any] = self._mangum(event, context)
+        if (telemetry := self._process().telemetry) is not None:
+            telemetry.flush_before_answer()
         return response
 
     @functools.cached_property
     def _mangum(self) -> Any:
         from mangum import Mangum  # noqa: PLC0415 - not needed where the application is served as ASGI
 
-        return Mangum(self, lifespan="off")
+        return Mangum(self._answer, lifespan="off")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
+    from gateway.telemetry import Telemetry
+
 
 @dataclass(frozen=True, slots=True)
 class Process:
@@ -43,6 +45,7 @@ class Process:
     """Makes a client for the operator's webhook; whoever calls it closes it."""
     open_stripe_http: Callable[[], httpx.AsyncClient]
     """Makes a client for Stripe's API; whoever calls it closes it."""
+    telemetry: Telemetry | None = None
 
     @classmethod
     def start(cls, settings: Settings) -> Self:
@@ -65,6 +68,7 @@ class Process:
             database_http=database_http,
             open_webhooks_http=functools.partial(_open_webhooks_http, settings),
             open_stripe_http=functools.partial(_open_stripe_http, settings),
+            telemetry=_open_telemetry(settings, logger),
         )
 
     async def aclose(self) -> None:
@@ -73,6 +77,8 @@ class Process:
         await self.auth_tokens.aclose()
         await self.providers_http.aclose()
         await self.database_http.aclose()
+        if self.telemetry is not None:
+            await self.telemetry.aclose()
 
 
 @functools.cache
@@ -115,6 +121,14 @@ def _open_transport(
 
     name = function_of if traced_as == "function" else host_of
     return TracedTransport(transport, Tracer(settings.xray_daemon_address), name)
+
+
+def _open_telemetry(settings: Settings, logger: Logger) -> Telemetry | None:
+    if settings.otlp_traces_endpoint is None and settings.otlp_metrics_endpoint is None:
+        return None
+    from gateway.runtime.otlp import OpenTelemetry  # noqa: PLC0415 - 0.3 s where it is not asked for
+
+    return OpenTelemetry(settings, logger)
 
 
 def _open_auth_http(settings: Settings) -> httpx.AsyncClient:
