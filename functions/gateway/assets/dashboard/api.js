@@ -41,7 +41,7 @@ export function createApi({ credential, refused }) {
         method,
         signal,
         headers: { authorization: `Bearer ${bearer}`, ...(body === undefined ? {} : { "content-type": "application/json" }), ...headers },
-        body: body === undefined ? undefined : JSON.stringify(body),
+        body: body === undefined || body instanceof Blob ? body : JSON.stringify(body),
         cache: "no-store",
         credentials: "omit",
         redirect: "error",

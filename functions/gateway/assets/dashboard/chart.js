@@ -90,7 +90,7 @@ export function chart({ title, kind = "bars", format, axis = format }) {
       cursor: { y: false, drag: { x: false, y: false }, points: { show: !bars, size: 7 } },
       scales: {
         x: { time: false, range: (_, from, to) => [(from ?? 0) - 0.6, (to ?? 1) + 0.6] },
-        y: { range: (_, from, to) => [0, to > 0 ? to * 1.1 : 1] },
+        y: { range: (_, from, to) => [from < 0 ? from * 1.1 : 0, to > 0 ? to * 1.1 : from < 0 ? 0 : 1] },
       },
       axes: [
         { stroke: ink, font, grid: { show: false }, ticks: { show: false }, size: 32, splits: () => data.labels.map((_, index) => index).filter((index) => (data.labels.length - 1 - index) % fits === 0), values: (_, splits) => splits.map((index) => data.labels[index]) },
