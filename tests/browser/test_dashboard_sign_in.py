@@ -56,7 +56,7 @@ class Mail:
     """What the Auth server is asked in a page, and what it answers."""
 
     def __init__(self, page: Page, auth: AuthServer) -> None:
-        self.asked: list[tuple[str, dict[str, Any], str | None]] = []
+        self.asked: list[tuple[str, Any, str | None]] = []
         self.renewed = ""
         page.route(f"{auth.issuer}/**", self._answer)
 
