@@ -101,7 +101,8 @@ async function show() {
   document.title = `${shell.title.textContent} · Sluice`;
   const root = h("div", { class: "view" });
   const actions = h("div", { class: "actions" });
-  shell.main.replaceChildren(h("div", { class: "head" }, shell.title, actions), root);
+  const { main } = shell;
+  main.replaceChildren(h("div", { class: "head" }, shell.title, actions), root);
   scrollTo(0, 0);
   if (!shell.fresh) shell.title.focus({ preventScroll: true });
   shell.fresh = false;
@@ -121,14 +122,17 @@ async function show() {
     keep: (query) => history.replaceState(null, "", `#/${path}?${new URLSearchParams(Object.entries(query).filter(([, value]) => value))}`),
     balance: (told) => shell && (shell.balance.textContent = money(told.balance_usd)),
   };
+  main.setAttribute("aria-busy", "true");
   try {
     const { default: found } = await view.load();
     if (control.signal.aborted) return;
     cleanUp = await found.render(root, context);
-    if (control.signal.aborted) cleanUp?.();
+    if (control.signal.aborted) return void cleanUp?.();
   } catch (error) {
-    if (!control.signal.aborted) root.replaceChildren(failed(error, show));
+    if (control.signal.aborted) return;
+    root.replaceChildren(failed(error, show));
   }
+  main.removeAttribute("aria-busy");
 }
 
 /** Shows the dashboard to whoever has signed in; a customer who names another finds nothing. */

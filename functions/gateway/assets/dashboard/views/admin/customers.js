@@ -4,12 +4,12 @@ import { badge, button, card, confirm, dialog, empty, form, formField, h, menu, 
 import { ago, compare, exactMoney, money, time } from "../../format.js";
 import { meter } from "../limits.js";
 import { stat } from "../overview.js";
-import { listing, page, pairs } from "./listing.js";
+import { headline, listing, page, pairs } from "./listing.js";
 import { setLimits } from "./windows.js";
 
 const STATES = [["", "All"], ["true", "Active"], ["false", "Suspended"]];
 
-export const state = (row) => (row.erased_at ? badge("erased") : [row.active ? badge("active", "good") : badge("suspended", "bad"), compare(row.debt_usd, "0") > 0 ? badge("in debt", "bad") : ""]);
+const state = (row) => (row.erased_at ? badge("erased") : [row.active ? badge("active", "good") : badge("suspended", "bad"), compare(row.debt_usd, "0") > 0 ? badge("in debt", "bad") : ""]);
 
 const details = (row) => [
   formField({ name: "name", label: "Name", value: row?.name ?? "", maxlength: 200 }),
@@ -88,14 +88,13 @@ async function load({ api, signal }, id) {
 }
 
 function draw(context, { row, limits, monitor, keys }, reload) {
-  const { openCustomer, go, actions } = context;
+  const { openCustomer, go } = context;
   const then = (asked) => asked.then((done) => done && reload());
   const ways = row.erased_at ? [] : [
     button("Add credits", () => then(addCredits(context, row)), { kind: "primary" }),
     button(row.active ? "Suspend" : "Resume", () => then(suspend(context, row))),
     menu(`More about ${row.name}`, [["Change", () => then(change(context, row))], ["Set limits", () => then(setLimits(context, `Limits of ${row.name}`, { user_id: row.id }, set))], ["Who changed it", () => go("admin/audit", { entity: "customers", entity_id: row.id })], ["Erase", () => then(erase(context, row)), "danger"]]),
   ];
-  actions.replaceChildren(button("Its dashboard", () => openCustomer(row.id)), ...ways);
   const names = Object.keys(limits.current_limits).filter((name) => limits.current_limits[name] !== null);
   const set = Object.fromEntries(names.map((name) => [name, limits.current_limits[name]]));
   const figures = [["Balance", row.balance_usd], ["Held", row.held_usd], ["Debt", row.debt_usd], ["Spend this month", String(monitor.usage_metrics.cost_this_month)]].map(([label, usd]) => {
@@ -105,7 +104,7 @@ function draw(context, { row, limits, monitor, keys }, reload) {
     return made.node;
   });
   return [
-    h("h2", {}, row.name, " ", state(row)),
+    headline(row.name, state(row), button("Its dashboard", () => openCustomer(row.id)), ways),
     h("dl", { class: "stats" }, figures),
     h("div", { class: "two" },
       card("Account", pairs([["Id", String(row.id)], ["Username", row.username], ["Email", row.email], ["Company", row.company], ["Time zone", row.time_zone], ["Since", time(row.created_at)], ["Signs in by mail", row.signs_in ? "yes" : "no"], row.erased_at ? ["Erased", time(row.erased_at)] : null, ["Last request", monitor.usage_metrics.last_request_time ? ago(monitor.usage_metrics.last_request_time) : "never"]])),

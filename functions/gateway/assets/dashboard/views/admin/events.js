@@ -1,6 +1,6 @@
 // What happened that an operator wants to hear of, and whether the webhook was told.
 
-import { badge, button, card, copyButton, dialog, empty, failed, h, toast } from "../../dom.js";
+import { badge, button, card, copyButton, dialog, empty, failed, h, skeleton, toast } from "../../dom.js";
 import { ago, count, duration, time } from "../../format.js";
 import { listing, pairs } from "./listing.js";
 
@@ -10,7 +10,7 @@ const words = (state) => state.replace("_", " ");
 export default {
   async render(root, context) {
     const { api, signal, actions } = context;
-    const health = card("Webhook", h("p", { class: "muted" }, "\u00a0"));
+    const health = card("Webhook", skeleton(44));
     root.append(health);
 
     async function look() {
@@ -52,10 +52,11 @@ export default {
       h("div", { class: "code" }, h("pre", { tabindex: 0, role: "region", "aria-label": "Data" }, h("code", {}, JSON.stringify(row.data, null, 2)))),
       h("footer", {}, button(row.state === "delivered" ? "Send again" : "Send now", async () => (await again(row)) && close(), { kind: "primary" }))), { kind: "pane" });
 
+    await look();
     const list = listing(root, context, {
       path: "/admin/events",
       caption: "Events",
-      fields: [{ name: "state", label: "State", options: [["", "All"], ...Object.keys(STATES).map((state) => [state, words(state)])] }, { name: "type", label: "Type", placeholder: "limit.soft_crossed", list: "types" }],
+      fields: [{ name: "state", label: "State", options: [["", "All"], ...Object.keys(STATES).map((state) => [state, words(state)])] }, { name: "type", label: "Type", placeholder: "limit.soft_crossed" }],
       query: (filters) => ({ ...filters, type: /^[a-z_]+(\.[a-z_]+)+$/.test(filters.type) ? filters.type : "" }),
       open: detail,
       empty: empty("No events", "What an operator should hear of shows here: soft limits, failing providers, money that could not be collected."),
@@ -66,6 +67,5 @@ export default {
         { label: "When", kind: "number", cell: (row) => h("time", { datetime: row.created_at, title: time(row.created_at) }, ago(row.created_at)) },
       ],
     });
-    await look();
   },
 };

@@ -57,5 +57,8 @@ export async function page(root, { signal }, back, load, draw) {
   await show();
 }
 
+/** What a page is about: its name, how it is, and what can be done. With what is below it, so that nothing moves when it comes. */
+export const headline = (name, state, ...ways) => h("div", { class: "card-head" }, h("div", { class: "headline" }, h("h2", {}, name), state), h("div", { class: "actions" }, ways));
+
 /** Names and values. */
 export const pairs = (list) => h("dl", { class: "pairs" }, list.filter(Boolean).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value ?? "–")]));

@@ -2,7 +2,7 @@
 
 import { badge, button, card, confirm, dialog, empty, form, formField, h, menu, table, toast } from "../../dom.js";
 import { count, exactMoney, time } from "../../format.js";
-import { listing, page, pairs } from "./listing.js";
+import { headline, listing, page, pairs } from "./listing.js";
 
 const CLASSES = ["input", "cached_input", "cache_write", "cache_write_1h", "output", "audio_input", "audio_output", "image_input", "image_output"];
 const EACH = ["per_request", "per_image"];
@@ -116,11 +116,11 @@ const importList = ({ api }) => dialog("Import a price list", (close, node) => {
 }, { kind: "wide" });
 
 function draw(context, { model, history }, reload) {
-  const { actions, go } = context;
+  const { go } = context;
   const then = (asked) => asked.then((done) => done && reload());
-  actions.replaceChildren(menu(`More about ${model.name}`, [[model.active ? "Hide" : "Show", () => then(hide(context, model)), model.active ? "danger" : ""], ["Who changed it", () => go("admin/audit", { entity: "models", entity_id: model.id })]]));
+  const more = menu(`More about ${model.name}`, [[model.active ? "Hide" : "Show", () => then(hide(context, model)), model.active ? "danger" : ""], ["Who changed it", () => go("admin/audit", { entity: "models", entity_id: model.id })]]);
   return [
-    h("h2", {}, model.name, " ", model.active ? "" : badge("hidden", "warn")),
+    headline(model.name, model.active ? badge("shown", "good") : badge("hidden", "warn"), more),
     card("Model", pairs([model.display_name ? ["Called", model.display_name] : null, ["Context", model.context_length ? `${count(model.context_length)} tokens` : null], ["Longest answer", model.max_output_tokens ? `${count(model.max_output_tokens)} tokens` : null], ["Takes", model.input_modalities.join(", ")], ["Gives", model.output_modalities.join(", ")], ["Since", time(model.created_at)]])),
     ...(model.offers.length ? model.offers.map((offer) => h("section", { class: "card" }, h("div", { class: "card-head" }, h("h2", {}, offer.provider), button("New price", () => then(setPrice(context, model, offer)))),
       h("p", { class: "hint" }, `Called ${offer.upstream_model} there. `, offer.prices ? `In force since ${time(offer.prices.effective_from)}.` : "It has no price, so it can't be called."), offer.prices ? priceTable(offer.prices) : "")) : [card(null, empty("Nobody sells it", "A price list, or PATCH /admin/models, adds an offer."))]),

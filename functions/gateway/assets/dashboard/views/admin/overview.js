@@ -19,7 +19,7 @@ export default {
   async render(root, context) {
     const { api, signal, poll, params, keep, go } = context;
     const pick = (name, allowed, otherwise) => (allowed.includes(params.get(name)) ? params.get(name) : otherwise);
-    const chosen = { range: pick("range", RANGES.map(([name]) => name), "30d"), by: pick("by", BY.map(([name]) => name), ""), measure: pick("measure", Object.keys(MEASURES), "spend") };
+    const chosen = { range: pick("range", RANGES.map(([name]) => name), "30d"), by: pick("by", BY.map(([name]) => name), "model"), measure: pick("measure", Object.keys(MEASURES), "spend") };
     const stats = { charge: stat("Charged today"), margin: stat("Margin today"), requests: stat("Requests today"), held: stat("Held now"), people: stat("Customers") };
     const measure = () => MEASURES[chosen.measure];
     const plots = ["bars", "lines"].map((kind) => chart({ title: "The system over time", kind, format: (value) => measure().text(value), axis: (value) => measure().axis(value) }));
@@ -32,7 +32,7 @@ export default {
       if (name === "measure") draw();
       else poller.now();
     });
-    root.append(h("dl", { class: "stats" }, Object.values(stats).map(({ node }) => node)), attention,
+    root.append(h("dl", { class: "stats five" }, Object.values(stats).map(({ node }) => node)), attention,
       h("section", { class: "card" }, h("div", { class: "card-head" }, choice("range", "Time", RANGES.map(([name, label]) => [name, label])), choice("by", "Groups", BY)), h("div", { class: "card-head" }, heading, choice("measure", "What is drawn", Object.entries(MEASURES).map(([name, { label }]) => [name, label]))), body),
       h("div", { class: "two" }, spenders, crossed), providers, models);
 
@@ -51,7 +51,7 @@ export default {
       const part = (usd) => ({ points }) => columnMoney(total({ data: points }, MEASURES[usd]));
       models.replaceChildren(h("h2", {}, `Margin by ${name.toLowerCase()}`), table({
         caption: "Margin",
-        rows: rows.slice(0, 40),
+        rows: rows.slice(0, 31),
         empty: h("p", { class: "muted" }, "Nothing."),
         columns: [
           { label: name, cell: (row) => row.name },

@@ -2,7 +2,7 @@
 
 import { badge, button, card, confirm, dialog, empty, failed, form, formField, h, menu, skeleton, table, toast } from "../../dom.js";
 import { ago, count, duration, exactMoney, percent, time } from "../../format.js";
-import { page, pairs } from "./listing.js";
+import { headline, page, pairs } from "./listing.js";
 import { setLimits } from "./windows.js";
 
 const PAGES = 15;
@@ -99,16 +99,17 @@ const toggle = ({ api }, row) => {
 const remove = ({ api }, row) => confirm({ title: `Delete ${row.name}?`, text: "Its key is forgotten, and no call goes there any more. What it cost stays in the books.", label: "Delete", typed: row.name, act: async () => (await api.delete(`/admin/services/${row.id}`), toast(`${row.name} is deleted.`), true) });
 
 function draw(context, { service, told }, reload) {
-  const { actions, go } = context;
+  const { go } = context;
   const then = (asked) => asked.then((done) => done && reload());
-  actions.replaceChildren(
+  const ways = [
     button("Test", () => then(test(context, service)), { kind: "primary" }),
     button("Change", () => then(edit(context, service))),
-    menu(`More about ${service.name}`, [[service.active ? "Switch off" : "Switch on", () => then(toggle(context, service))], ["Set limits", () => then(setLimits(context, `Limits of ${service.name}`, { service: service.id }, service.limits))], ["Who changed it", () => go("admin/audit", { entity: "services", entity_id: service.id })], ["Delete", () => remove(context, service).then((done) => done && go("admin/services")), "danger"]]));
+    menu(`More about ${service.name}`, [[service.active ? "Switch off" : "Switch on", () => then(toggle(context, service))], ["Set limits", () => then(setLimits(context, `Limits of ${service.name}`, { service: service.id }, service.limits))], ["Who changed it", () => go("admin/audit", { entity: "services", entity_id: service.id })], ["Delete", () => remove(context, service).then((done) => done && go("admin/services")), "danger"]]),
+  ];
   const limits = Object.entries(service.limits).map(([name, value]) => `${count(Number(value))} ${name.replaceAll("_", " ")}`);
   const compared = told?.cost_compared;
   return [
-    h("h2", {}, service.name, " ", health(told ?? { active: service.active })),
+    headline(service.name, health(told ?? { active: service.active, latency_ms: {} }), ways),
     h("div", { class: "two" },
       card("Connection", pairs([["Provider", service.provider], ["Base URL", service.base_url ?? "the provider's own"], ["Key", service.provider_key_set ? h("span", {}, badge("set", "good"), service.provider_key_last4 ? ` ends in ${service.provider_key_last4}` : "") : badge("none")], ["Priority", String(service.priority)], ["Limits", limits.join(", ") || "none"], ["Since", time(service.created_at)]])),
       card("Today", pairs([["Calls", count(told?.requests ?? 0)], ["Errors", `${count(told?.errors ?? 0)} (${percent(told?.errors ?? 0, told?.requests)})`], ["Median latency", duration(told?.latency_ms.p50)], ["95th percentile", duration(told?.latency_ms.p95)], ["First token, median", duration(told?.time_to_first_token_ms.p50)], ["Last error", told?.last_error_at ? ago(told.last_error_at) : "none"], compared ? ["Its own bill", `${exactMoney(compared.provider_cost_usd)} on ${compared.day}; by our prices ${exactMoney(compared.cost_usd)}`] : null]))),
@@ -118,10 +119,10 @@ function draw(context, { service, told }, reload) {
       rows: service.health,
       columns: [
         { label: "Model", cell: (row) => row.model ?? "the service as a whole" },
-        { label: "In a row", kind: "number", cell: (row) => count(row.failures) },
         { label: "Why", cell: (row) => `${{ transient: "it may pass", operator: "key, credit or address are not in order", protocol: "what came was no answer" }[row.last_fault]}${row.last_status ? ` (HTTP ${row.last_status})` : ""}` },
-        { label: "Since", cell: (row) => time(row.failing_since) },
-        { label: "Set aside until", cell: (row) => (row.set_aside_until ? time(row.set_aside_until) : "it is not") },
+        { label: "In a row", kind: "number", cell: (row) => count(row.failures) },
+        { label: "Since", kind: "number", cell: (row) => time(row.failing_since) },
+        { label: "Set aside until", kind: "number", cell: (row) => (row.set_aside_until ? time(row.set_aside_until) : "it is not") },
       ],
     })) : null,
     card("Models", table({
@@ -177,7 +178,7 @@ export default {
             ...healthColumns.map((column) => ({ ...column, cell: (row) => column.cell(of(row)) })),
             { label: "Models", kind: "number", cell: (row) => count(row.enabled_models.length) },
             { label: "Priority", kind: "number", cell: (row) => String(row.priority) },
-            { label: "Key", cell: (row) => (row.provider_key_set ? h("code", {}, `…${row.provider_key_last4 ?? ""}`) : "none") },
+            { label: "Key", cell: (row) => (row.provider_key_set ? row.provider_key_last4 ? h("code", {}, `…${row.provider_key_last4}`) : "set" : "none") },
           ],
         }));
       } catch (error) {
