@@ -29,6 +29,9 @@ create policy nobody on gateway.refusal_rollups as restrictive to public using (
 create policy nobody on gateway.audit_log as restrictive to public using (false);
 create policy nobody on gateway.events as restrictive to public using (false);
 create policy nobody on gateway.event_deliveries as restrictive to public using (false);
+create policy nobody on gateway.topic_deliveries as restrictive to public using (false);
+create policy nobody on gateway.maintenance_state as restrictive to public using (false);
+create policy nobody on gateway.exhausted_accounts as restrictive to public using (false);
 create policy nobody on gateway.ledger_checkpoints as restrictive to public using (false);
 create policy nobody on gateway.ledger_months as restrictive to public using (false);
 create policy nobody on gateway.payments as restrictive to public using (false);

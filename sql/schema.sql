@@ -36,6 +36,7 @@
 \ir functions/create_request_partitions.sql
 
 \ir functions/raise_event.sql
+\ir functions/raise_money_events.sql
 \ir functions/record_health.sql
 \ir functions/record_crossings.sql
 \ir functions/correct_counters.sql
@@ -48,6 +49,7 @@
 \ir functions/expire_holds.sql
 \ir functions/forget_idempotency_keys.sql
 \ir functions/check_ledger.sql
+\ir functions/watch_ledger.sql
 \ir functions/close_ledger.sql
 \ir functions/drop_request_partitions.sql
 \ir functions/close_usage.sql
@@ -91,6 +93,7 @@
 \ir functions/read_time_series.sql
 \ir functions/list_crossings.sql
 \ir functions/deliver_events.sql
+\ir functions/publish_events.sql
 \ir functions/manage_events.sql
 \ir functions/forget_events.sql
 \ir functions/check_health.sql

@@ -59,6 +59,7 @@ begin
             update gateway.accounts set balance_usd = balance_usd + v_amount where customer_id = v_customer_id returning * into v_account;
             insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, reference, note, actor)
             values (v_customer_id, 'correction', v_amount, v_account.balance_usd, p_reference, p_note, coalesce(p_actor, session_user));
+            perform gateway.record_balance(v_customer_id, v_account.balance_usd - v_amount);
         end if;
         perform set_config('gateway.engine', 'off', true);
     end if;

@@ -294,14 +294,14 @@ begin
     end if;
 
     select k.id, k.customer_id, k.prefix, k.scopes, k.allowed_models, k.allowed_services, k.active, k.expires_at, k.maker_key_ids,
-        c.active as customer_active, c.username, c.time_zone
+        c.active as customer_active, c.username, c.time_zone, c.low_balance_usd
     into v_key
     from gateway.api_keys as k
     left join gateway.customers as c on c.id = k.customer_id
     where k.secret_hash = decode(p_key_hash, 'hex');
     if v_key.id is null then  -- a secret that was replaced, in its grace
         select k.id, k.customer_id, k.prefix, k.scopes, k.allowed_models, k.allowed_services, k.active, k.expires_at, k.maker_key_ids,
-            c.active as customer_active, c.username, c.time_zone
+            c.active as customer_active, c.username, c.time_zone, c.low_balance_usd
         into v_key
         from gateway.retired_secrets as r
         join gateway.api_keys as k on k.id = r.key_id
@@ -515,6 +515,12 @@ begin
         if v_key.customer_id is not null then
             perform gateway.record_refusal(p_request_id, v_key.customer_id, v_key.id, v_requested, p_endpoint, p_streamed, v_refusal ->> 'refusal');
         end if;
+        -- not a call that is merely too dear: one for whose least answer there is no money
+        if v_refusal ->> 'refusal' = 'customer_in_debt'
+            or (v_refusal ->> 'refusal' = 'insufficient_credits' and (v_refusal ->> 'affordable_output_tokens')::bigint < c_least_output)
+        then
+            perform gateway.record_exhaustion(v_account, v_refusal);
+        end if;
         perform set_config('gateway.engine', 'off', true);
         return v_refusal || jsonb_build_object(
             'admitted', false, 'key_prefix', v_key.prefix, 'rate_limits', gateway.describe_limits(v_limits, v_at));
@@ -564,7 +570,9 @@ begin
     from unnest(v_counted) as x
     where (c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per);
 
-    update gateway.accounts set held_usd = held_usd + v_hold where customer_id = v_key.customer_id;
+    update gateway.accounts
+    set held_usd = held_usd + v_hold, low_mark_usd = coalesce(v_key.low_balance_usd, v_settings.low_balance_usd)
+    where customer_id = v_key.customer_id;
 
     insert into gateway.requests (
         id, admitted_at, customer_id, key_id, model_id, requested_model, endpoint, streamed, state, hold_usd, lease_until,

@@ -10,6 +10,7 @@ declare
     v_paid numeric;
 begin
     select least(debt_usd, p_usd) into v_paid from gateway.accounts where customer_id = p_customer_id;
+    delete from gateway.exhausted_accounts where customer_id = p_customer_id;
     update gateway.accounts
     set balance_usd = balance_usd + p_usd - v_paid, debt_usd = debt_usd - v_paid
     where customer_id = p_customer_id
@@ -45,6 +46,7 @@ begin
     insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, debt_change_usd, note, actor, payment_id)
     values (p_customer_id, p_kind, -v_taken, v_account.balance_usd - v_taken, nullif(p_usd - v_taken, 0), p_note, p_actor, p_payment_id)
     returning id into v_entry_id;
+    perform gateway.record_balance(p_customer_id, v_account.balance_usd);
     return jsonb_build_object(
         'entry_id', v_entry_id, 'taken_usd', gateway.show_usd(v_taken), 'debt_usd', gateway.show_usd(p_usd - v_taken),
         'owed_before', v_account.debt_usd > 0);

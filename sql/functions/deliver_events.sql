@@ -65,6 +65,22 @@ revoke all on function api.claim_deliveries(integer, integer) from public;
 grant execute on function api.claim_deliveries(integer, integer) to service_role;
 comment on function api.claim_deliveries(integer, integer) is 'Takes events that are due for sending; nobody else gets them while the lease runs.';
 
+-- gateway.next_attempt_at: when an event is sent again of which p_attempts have failed; null: it is given up.
+create function gateway.next_attempt_at(p_attempts integer, p_at timestamptz) returns timestamptz
+language plpgsql volatile set search_path = ''
+as $$
+declare
+    c_most_attempts constant integer := 20;
+begin
+    return case
+        when p_attempts < c_most_attempts
+            then p_at + least(interval '1 minute' * power(2, p_attempts - 1), interval '6 hours') * (1 - 0.1 * random())
+    end;
+end
+$$;
+comment on function gateway.next_attempt_at(integer, timestamptz) is 'When an event is sent again that could not be delivered.';
+revoke all on function gateway.next_attempt_at(integer, timestamptz) from public;
+
 -- api.finish_delivery: what came of a claim. {"state": delivered | waiting | given_up | stale, "next_attempt_at"}.
 -- An attempt that failed is made again after a minute, two, four … six hours, each shortened by up to a tenth at random, so that what failed
 -- together does not come back together; after the twentieth, some three days on, it is given up, and stays to be seen.
@@ -73,16 +89,12 @@ create function api.finish_delivery(p_event_id uuid, p_attempt integer, p_delive
 language plpgsql security definer set search_path = ''
 as $$
 declare
-    c_most_attempts constant integer := 20;
     v_now timestamptz := clock_timestamp();
     v_delivery gateway.event_deliveries;
 begin
     update gateway.event_deliveries
     set delivered_at = case when p_delivered then v_now end,
-        next_attempt_at = case
-            when not p_delivered and attempts < c_most_attempts
-                then v_now + least(interval '1 minute' * power(2, attempts - 1), interval '6 hours') * (1 - 0.1 * random())
-        end,
+        next_attempt_at = case when not p_delivered then gateway.next_attempt_at(attempts, v_now) end,
         claimed_until = null,
         last_status = p_status,
         last_error = left(p_error, 300)
@@ -104,7 +116,8 @@ comment on function api.finish_delivery(uuid, integer, boolean, integer, text) i
 
 -- api.read_deliveries: how the webhook is doing. {"webhook_set", "waiting": deliveries that are not made yet, "waiting_since": of the oldest,
 -- "given_up", "last_delivered_at", "undelivered": [the newest p_limit that are waiting after a failure or given up: {"id", "type",
--- "created_at", "attempts", "next_attempt_at", "last_status", "last_error"}]}. Reads only.
+-- "created_at", "attempts", "next_attempt_at", "last_status", "last_error"}], "topic": the same of the SNS topic, with "topic_set" for
+-- "webhook_set"}. Reads only.
 create function api.read_deliveries(p_limit integer default 20) returns jsonb
 language plpgsql stable security definer set search_path = ''
 as $$
@@ -137,7 +150,7 @@ begin
         from gateway.event_deliveries as d
         join gateway.events as e on e.id = d.event_id
         where d.next_attempt_at is not null
-    );
+    ) || jsonb_build_object('topic', gateway.read_topic_deliveries(p_limit));
 end
 $$;
 revoke all on function api.read_deliveries(integer) from public;

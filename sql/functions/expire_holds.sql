@@ -1,11 +1,13 @@
 -- api.expire_holds: ends the holds whose lease has run out, at most p_limit, the oldest first. By the setting expired_hold_policy they
 -- are released (nothing is charged; the operator's loss) or charged whole. Either way the request can still be settled, once.
 -- Returns {"expired": n, "charged_usd", "released_usd": the upper bound of what was given up}. For the maintenance function.
+-- What is given up is told of by hold.expired_unsettled, one event for the whole batch: the operator may have to pay for it.
 -- Skips requests that are being settled. Locks as all do, for the whole batch at a time: requests, idempotency keys, counters, accounts.
 create function api.expire_holds(p_limit integer default 500) returns jsonb
 language plpgsql security definer set search_path = ''
 as $$
 declare
+    c_most_ids constant integer := 20;
     v_policy text := (select expired_hold_policy from gateway.settings);
     v_requests gateway.requests[];
     v_request gateway.requests;
@@ -55,7 +57,7 @@ begin
             where customer_id = v_request.customer_id
         ) as d
         where a.customer_id = d.customer_id
-        returning a.balance_usd, d.paid_usd into v_account;
+        returning a.balance_usd, a.low_mark_usd, d.paid_usd into v_account;
         if v_charge > 0 then
             insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, request_id, note, actor)
             values (v_request.customer_id, 'charge', -v_charge, v_account.balance_usd + v_account.paid_usd, v_request.id, 'hold expired', 'gateway');
@@ -63,6 +65,9 @@ begin
         if v_account.paid_usd > 0 then
             insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, debt_change_usd, actor)
             values (v_request.customer_id, 'debt_payment', -v_account.paid_usd, v_account.balance_usd, -v_account.paid_usd, 'gateway');
+        end if;
+        if v_account.balance_usd < v_account.low_mark_usd then
+            perform gateway.record_balance(v_request.customer_id, v_account.balance_usd + v_charge + v_account.paid_usd);
         end if;
         v_charged := v_charged + v_charge;
         v_released := v_released + v_request.hold_usd - v_charge;
@@ -81,6 +86,15 @@ begin
         where id = v_request.id and admitted_at = v_request.admitted_at;
     end loop;
     perform set_config('gateway.engine', 'off', true);
+    if v_released > 0 then
+        perform gateway.raise_event('hold.expired_unsettled', 'holds', (
+            select jsonb_build_object(
+                'holds', count(*), 'customers', count(distinct r.customer_id), 'released_usd', gateway.show_usd(v_released),
+                'first_admitted_at', min(r.admitted_at), 'last_admitted_at', max(r.admitted_at),
+                'request_ids', (array_agg(r.id order by r.admitted_at))[:c_most_ids])
+            from unnest(v_requests) as r
+        ));
+    end if;
     return jsonb_build_object('expired', cardinality(v_requests), 'charged_usd', gateway.show_usd(v_charged), 'released_usd', gateway.show_usd(v_released));
 end
 $$;

@@ -144,6 +144,10 @@ create trigger refuse_hand_edit before insert or update or truncate on gateway.i
     for each statement execute function gateway.refuse_hand_edit();
 create trigger refuse_hand_edit before insert or update or truncate on gateway.retired_secrets
     for each statement execute function gateway.refuse_hand_edit();
+create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.exhausted_accounts
+    for each statement execute function gateway.refuse_hand_edit();
+create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.maintenance_state
+    for each statement execute function gateway.refuse_hand_edit();
 create trigger refuse_change before update or truncate on gateway.events
     for each statement execute function gateway.refuse_change();
 create trigger refuse_change before update or truncate on gateway.limit_crossings

@@ -7,6 +7,7 @@ begin
             'signs_in', p_customer.auth_user_id is not null,
             'credits', gateway.show_credits(a.balance_usd, s.credit_value_usd),
             'balance_usd', gateway.show_usd(a.balance_usd), 'held_usd', gateway.show_usd(a.held_usd), 'debt_usd', gateway.show_usd(a.debt_usd),
+            'low_balance_usd', gateway.show_usd(p_customer.low_balance_usd),
             'active_keys', (select count(*) from gateway.api_keys as k where k.customer_id = p_customer.id and k.active))
         from gateway.accounts as a
         cross join gateway.settings as s
@@ -41,7 +42,7 @@ revoke all on function api.list_customers(integer, bigint, bigint, text, boolean
 grant execute on function api.list_customers(integer, bigint, bigint, text, boolean) to service_role;
 comment on function api.list_customers(integer, bigint, bigint, text, boolean) is 'Customers, a page of them, or those that a search finds.';
 
--- api.update_customer: changes what p_changes names (name, username, email, company, time_zone, active), and returns the customer.
+-- api.update_customer: changes what p_changes names (name, username, email, company, time_zone, active, low_balance_usd), and returns the customer.
 -- {"error": "unknown_customer" | "erased_customer" | "email_taken" | "username_taken" | "unknown_time_zone"}. Locks the customer.
 create function api.update_customer(p_id bigint, p_changes jsonb, p_actor text default null) returns jsonb
 language plpgsql security definer set search_path = ''
@@ -62,8 +63,9 @@ begin
     v_customer := jsonb_populate_record(v_customer, p_changes);
     begin
         update gateway.customers
-        set (name, username, email, company, time_zone, active) = (
-            v_customer.name, v_customer.username, v_customer.email, v_customer.company, v_customer.time_zone, v_customer.active)
+        set (name, username, email, company, time_zone, active, low_balance_usd) = (
+            v_customer.name, v_customer.username, v_customer.email, v_customer.company, v_customer.time_zone, v_customer.active,
+            v_customer.low_balance_usd)
         where id = p_id
         returning * into v_customer;
     exception when unique_violation then

@@ -210,6 +210,12 @@ begin
     where id = v_request.id and admitted_at = v_request.admitted_at;
     perform set_config('gateway.engine', 'off', true);
 
+    if v_account.balance_usd < v_account.low_mark_usd and v_account.balance_usd + v_take + v_paid >= v_account.low_mark_usd then
+        perform gateway.record_balance(v_request.customer_id, v_account.balance_usd + v_take + v_paid);
+    end if;
+    if v_request.uncollected_usd > 0 then
+        perform gateway.record_uncollected(v_request, v_late);
+    end if;
     if jsonb_typeof(p_settlement -> 'failed_routes') = 'array' then
         perform gateway.record_failures(v_request, p_settlement -> 'failed_routes', case when v_outcome = 'succeeded' then v_request.service_id end);
     end if;

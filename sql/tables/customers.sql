@@ -22,7 +22,8 @@ create table gateway.customers (
     created_at timestamptz not null default now(),
     erased_at timestamptz,
     auth_user_id uuid constraint customers_auth_user_id_key unique,
-    constraint customers_erased_is_nobody check (erased_at is null or (not active and email is null and company is null))
+    constraint customers_erased_is_nobody check (erased_at is null or (not active and email is null and company is null)),
+    low_balance_usd numeric(20, 10) constraint customers_low_balance_usd_check check (low_balance_usd between 0 and 9999999999)
 );
 create unique index customers_email_key on gateway.customers (lower(email));
 alter table gateway.customers enable row level security;
@@ -38,3 +39,4 @@ comment on column gateway.customers.active is 'False suspends at once: every key
 comment on column gateway.customers.created_at is 'When the customer was added.';
 comment on column gateway.customers.erased_at is 'When the person behind it was erased, for good: api.erase_customer does it. The row and the books stay.';
 comment on column gateway.customers.auth_user_id is 'The person''s id in Supabase Auth, once one of its access tokens was linked; empty: none.';
+comment on column gateway.customers.low_balance_usd is 'The balance below which balance.low tells of this customer; empty: as the settings have it; 0: never.';

@@ -27,7 +27,8 @@ create table gateway.settings (
         array_ndims(top_up_amounts_usd) = 1 and cardinality(top_up_amounts_usd) between 1 and 12
         and array_position(top_up_amounts_usd, null) is null and top_up_amounts_usd = top_up_amounts_usd::numeric(20, 2)[]
         and top_up_minimum_usd <= all (top_up_amounts_usd) and top_up_maximum_usd >= all (top_up_amounts_usd)
-    )
+    ),
+    low_balance_usd numeric(20, 10) default 1 constraint settings_low_balance_usd_check check (low_balance_usd between 0 and 9999999999)
 );
 insert into gateway.settings default values;
 alter table gateway.settings enable row level security;
@@ -51,3 +52,4 @@ comment on column gateway.settings.unsupported_parameters is 'What becomes of a 
 comment on column gateway.settings.top_up_amounts_usd is 'The amounts that are offered for a top-up, in whole cents; any other one between the least and the most is taken, too.';
 comment on column gateway.settings.top_up_minimum_usd is 'The least that a top-up may be. Stripe takes no less than 0.50 USD.';
 comment on column gateway.settings.top_up_maximum_usd is 'The most that a top-up may be. Stripe takes no more than 999999.99 USD.';
+comment on column gateway.settings.low_balance_usd is 'The balance below which balance.low tells of a customer, unless the customer has a mark of its own; empty or 0: it tells of none.';

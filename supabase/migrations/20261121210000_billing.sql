@@ -128,15 +128,42 @@ alter table gateway.prices add column tiers jsonb constraint prices_tiers_check 
 
 alter type gateway.price_line add attribute tiers jsonb;
 
+alter table gateway.settings
+    add column low_balance_usd numeric(20, 10) default 1 constraint settings_low_balance_usd_check check (low_balance_usd between 0 and 9999999999);
+
+alter table gateway.customers
+    add column low_balance_usd numeric(20, 10) constraint customers_low_balance_usd_check check (low_balance_usd between 0 and 9999999999);
+
+alter table gateway.accounts add column low_mark_usd numeric(20, 10);
+
 comment on column gateway.settings.top_up_amounts_usd is 'The amounts that are offered for a top-up, in whole cents; any other one between the least and the most is taken, too.';
 
 comment on column gateway.settings.top_up_minimum_usd is 'The least that a top-up may be. Stripe takes no less than 0.50 USD.';
 
 comment on column gateway.settings.top_up_maximum_usd is 'The most that a top-up may be. Stripe takes no more than 999999.99 USD.';
 
+comment on column gateway.settings.low_balance_usd is 'The balance below which balance.low tells of a customer, unless the customer has a mark of its own; empty or 0: it tells of none.';
+
+comment on column gateway.customers.low_balance_usd is 'The balance below which balance.low tells of this customer; empty: as the settings have it; 0: never.';
+
 comment on column gateway.accounts.debt_usd is 'What a refund or dispute took back beyond what was free: it is paid first by whatever becomes free, and until then no request is admitted.';
 
+comment on column gateway.accounts.low_mark_usd is 'The balance below which balance.low is raised, as the last admission found it in the customer or the settings: the settlement has it at hand.';
+
 comment on constraint accounts_debt_takes_what_is_free on gateway.accounts is 'Whoever owes has nothing free: what is paid in or released goes to the debt in the same statement.';
+
+create table gateway.exhausted_accounts (
+    customer_id bigint primary key constraint exhausted_accounts_customer_id_fkey references gateway.accounts,
+    since timestamptz not null default clock_timestamp()
+);
+
+alter table gateway.exhausted_accounts enable row level security;
+
+comment on table gateway.exhausted_accounts is 'Customers whose calls have been refused for want of money since they last paid in: balance.exhausted was raised of them, and is not again before they do.';
+
+comment on column gateway.exhausted_accounts.customer_id is 'Whose account.';
+
+comment on column gateway.exhausted_accounts.since is 'When the first was refused.';
 
 comment on column gateway.prices.tiers is 'Dearer rates for long prompts, ascending: [{"above_input_tokens": 200000, "input": 2.5, "output": 15, …}, …], numbers, each with every class that the price itself has. A request with more input tokens than that, cached and written ones included, costs the tier''s rates from its first token on; per_request and per_image stay. Empty: one price for any length.';
 
@@ -287,6 +314,66 @@ comment on column gateway.statements.document is 'The statement.';
 
 comment on column gateway.statements.closed_at is 'When it was closed.';
 
+create table gateway.topic_deliveries (
+    event_id uuid primary key constraint topic_deliveries_event_id_fkey references gateway.events on delete cascade,
+    attempts integer not null default 0 constraint topic_deliveries_attempts_check check (attempts >= 0),
+    next_attempt_at timestamptz default clock_timestamp(),
+    claimed_until timestamptz,
+    delivered_at timestamptz,
+    last_status integer,
+    last_error text,
+    constraint topic_deliveries_end check (delivered_at is null or next_attempt_at is null)
+);
+
+create index topic_deliveries_due_idx on gateway.topic_deliveries (next_attempt_at) where next_attempt_at is not null;
+
+create index topic_deliveries_delivered_idx on gateway.topic_deliveries (delivered_at) where delivered_at is not null;
+
+create index topic_deliveries_given_up_idx on gateway.topic_deliveries (event_id) where delivered_at is null and next_attempt_at is null;
+
+alter table gateway.topic_deliveries enable row level security;
+
+comment on table gateway.topic_deliveries is 'The publishing of an event to the SNS topic, as event_deliveries has it of the webhook: the one does not wait for the other.';
+
+comment on column gateway.topic_deliveries.event_id is 'The event.';
+
+comment on column gateway.topic_deliveries.attempts is 'How often it was published, or was about to be.';
+
+comment on column gateway.topic_deliveries.next_attempt_at is 'When it is due; empty: it was delivered, or given up.';
+
+comment on column gateway.topic_deliveries.claimed_until is 'Until then a maintainer is at it, and no other takes it.';
+
+comment on column gateway.topic_deliveries.delivered_at is 'When the topic took it.';
+
+comment on column gateway.topic_deliveries.last_status is 'HTTP status of the last attempt; empty: there was no answer.';
+
+comment on column gateway.topic_deliveries.last_error is 'What was wrong with the last attempt.';
+
+create table gateway.maintenance_state (
+    singleton boolean primary key default true constraint maintenance_state_singleton_check check (singleton),
+    alert_topic_arn text,
+    ledger_checked_at timestamptz,
+    ledger_finding jsonb,
+    ledger_found_at timestamptz,
+    constraint maintenance_state_finding_has_time check ((ledger_finding is null) = (ledger_found_at is null))
+);
+
+insert into gateway.maintenance_state default values;
+
+alter table gateway.maintenance_state enable row level security;
+
+comment on table gateway.maintenance_state is 'What the maintenance function knows from one run to the next: exactly one row.';
+
+comment on column gateway.maintenance_state.singleton is 'Always true: there is one row.';
+
+comment on column gateway.maintenance_state.alert_topic_arn is 'The SNS topic that events are published to, as the function''s environment names it; empty: none.';
+
+comment on column gateway.maintenance_state.ledger_checked_at is 'When the scheduled check of the books was last begun.';
+
+comment on column gateway.maintenance_state.ledger_finding is 'What it found to differ and told of by ledger.mismatch; empty: the books agreed.';
+
+comment on column gateway.maintenance_state.ledger_found_at is 'Since when they have not agreed.';
+
 create function gateway.input_tokens(p_usage jsonb) returns bigint
 language plpgsql immutable parallel safe set search_path = ''
 as $$
@@ -372,6 +459,12 @@ begin
 end
 $$;
 
+create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.exhausted_accounts
+    for each statement execute function gateway.refuse_hand_edit();
+
+create trigger refuse_hand_edit before insert or update or delete or truncate on gateway.maintenance_state
+    for each statement execute function gateway.refuse_hand_edit();
+
 -- api.create_request_partitions: makes the request log's monthly partitions from this month to p_months ahead, and of earlier months where
 -- the default partition has requests of them.
 -- Returns the names of those that it made. Locks the default partition, and so the log, only when it makes one; one maker or dropper at a
@@ -418,6 +511,98 @@ begin
     return v_made;
 end
 $$;
+
+-- gateway.raise_event: writes an event, and puts it in line for the webhook and the SNS topic, where they are set. Returns its id; null where one with
+-- p_dedupe_key is there already. In the transaction of what it tells of: both are there, or neither.
+-- For whoever writes the kind: to be called last, as a second one with the same p_dedupe_key waits for the first to commit.
+create or replace function gateway.raise_event(
+    p_kind text, p_subject text, p_data jsonb, p_dedupe_key text default null, p_customer_id bigint default null
+) returns uuid
+language plpgsql set search_path = ''
+as $$
+declare
+    v_id uuid;
+begin
+    insert into gateway.events (kind, subject, data, dedupe_key, customer_id)
+    values (p_kind, p_subject, p_data, p_dedupe_key, p_customer_id)
+    on conflict (dedupe_key) do nothing
+    returning id into v_id;
+    if v_id is not null then
+        insert into gateway.event_deliveries (event_id)
+        select v_id from gateway.settings where webhook_url is not null;
+        insert into gateway.topic_deliveries (event_id)
+        select v_id from gateway.maintenance_state where alert_topic_arn is not null;
+    end if;
+    return v_id;
+end
+$$;
+
+comment on function gateway.raise_event(text, text, jsonb, text, bigint) is 'Writes an event, once for each dedupe key, and puts it in line for the webhook and the topic.';
+
+-- What an operator is told of customers' money. Each in the transaction that books it, under the lock of the account: so that a crossing is
+-- found once, by the booking that makes it, however many settle at the same time. Nobody pays for it but whoever has something to tell.
+
+-- gateway.record_balance: raises balance.low where a booking took the balance from p_before_usd, at the mark or above it, to below. What brings
+-- it back to the mark arms it again. A mark that is set above a balance tells nothing: nothing has crossed it.
+create function gateway.record_balance(p_customer_id bigint, p_before_usd numeric) returns void
+language plpgsql set search_path = ''
+as $$
+declare
+    v_account gateway.accounts;
+begin
+    select * into v_account from gateway.accounts where customer_id = p_customer_id;
+    if p_before_usd >= v_account.low_mark_usd and v_account.balance_usd < v_account.low_mark_usd then
+        perform gateway.raise_event('balance.low', 'customer:' || p_customer_id, jsonb_build_object(
+            'customer_id', p_customer_id, 'balance_usd', gateway.show_usd(v_account.balance_usd), 'held_usd', gateway.show_usd(v_account.held_usd),
+            'low_balance_usd', gateway.show_usd(v_account.low_mark_usd)
+        ), null, p_customer_id);
+    end if;
+end
+$$;
+
+comment on function gateway.record_balance(bigint, numeric) is 'Tells of a balance that has just fallen below its mark.';
+
+revoke all on function gateway.record_balance(bigint, numeric) from public;
+
+-- gateway.record_exhaustion: raises balance.exhausted where an admission is refused for want of money, the first time since the customer has
+-- last paid in. p_refusal: as the client is told it.
+create function gateway.record_exhaustion(p_account gateway.accounts, p_refusal jsonb) returns void
+language plpgsql set search_path = ''
+as $$
+begin
+    insert into gateway.exhausted_accounts (customer_id) values (p_account.customer_id) on conflict do nothing;
+    if found then
+        perform gateway.raise_event('balance.exhausted', 'customer:' || p_account.customer_id, jsonb_build_object(
+            'customer_id', p_account.customer_id, 'balance_usd', gateway.show_usd(p_account.balance_usd),
+            'held_usd', gateway.show_usd(p_account.held_usd), 'debt_usd', gateway.show_usd(p_account.debt_usd),
+            'needed_usd', p_refusal -> 'needed_usd'
+        ), null, p_account.customer_id);
+    end if;
+end
+$$;
+
+comment on function gateway.record_exhaustion(gateway.accounts, jsonb) is 'Tells of a customer whose calls are refused for want of money, once until it pays in.';
+
+revoke all on function gateway.record_exhaustion(gateway.accounts, jsonb) from public;
+
+-- gateway.record_uncollected: raises request.uncollected of a settled request, once as a request is settled once. p_late: its hold had expired.
+create function gateway.record_uncollected(p_request gateway.requests, p_late boolean) returns void
+language plpgsql set search_path = ''
+as $$
+begin
+    perform gateway.raise_event('request.uncollected', 'request:' || p_request.id, jsonb_build_object(
+        'request_id', p_request.id, 'customer_id', p_request.customer_id, 'key_id', p_request.key_id,
+        'model', (select m.name from gateway.models as m where m.id = p_request.model_id), 'service_id', p_request.service_id,
+        'hold_usd', gateway.show_usd(p_request.hold_usd), 'cost_usd', gateway.show_usd(p_request.cost_usd),
+        'charge_usd', gateway.show_usd(p_request.charge_usd), 'collected_usd', gateway.show_usd(p_request.collected_usd),
+        'uncollected_usd', gateway.show_usd(p_request.uncollected_usd), 'late', p_late
+    ), null, p_request.customer_id);
+end
+$$;
+
+comment on function gateway.record_uncollected(gateway.requests, boolean) is 'Tells of a charge that the balance could not give.';
+
+revoke all on function gateway.record_uncollected(gateway.requests, boolean) from public;
 
 comment on type gateway.candidate is 'A route that a request might take, with its pinned prices and what it may cost. Rates are USD per token at the dearest class that can occur, those of a short prompt until gateway.reach_tiers has seen its bound.';
 
@@ -659,14 +844,14 @@ begin
     end if;
 
     select k.id, k.customer_id, k.prefix, k.scopes, k.allowed_models, k.allowed_services, k.active, k.expires_at, k.maker_key_ids,
-        c.active as customer_active, c.username, c.time_zone
+        c.active as customer_active, c.username, c.time_zone, c.low_balance_usd
     into v_key
     from gateway.api_keys as k
     left join gateway.customers as c on c.id = k.customer_id
     where k.secret_hash = decode(p_key_hash, 'hex');
     if v_key.id is null then  -- a secret that was replaced, in its grace
         select k.id, k.customer_id, k.prefix, k.scopes, k.allowed_models, k.allowed_services, k.active, k.expires_at, k.maker_key_ids,
-            c.active as customer_active, c.username, c.time_zone
+            c.active as customer_active, c.username, c.time_zone, c.low_balance_usd
         into v_key
         from gateway.retired_secrets as r
         join gateway.api_keys as k on k.id = r.key_id
@@ -880,6 +1065,12 @@ begin
         if v_key.customer_id is not null then
             perform gateway.record_refusal(p_request_id, v_key.customer_id, v_key.id, v_requested, p_endpoint, p_streamed, v_refusal ->> 'refusal');
         end if;
+        -- not a call that is merely too dear: one for whose least answer there is no money
+        if v_refusal ->> 'refusal' = 'customer_in_debt'
+            or (v_refusal ->> 'refusal' = 'insufficient_credits' and (v_refusal ->> 'affordable_output_tokens')::bigint < c_least_output)
+        then
+            perform gateway.record_exhaustion(v_account, v_refusal);
+        end if;
         perform set_config('gateway.engine', 'off', true);
         return v_refusal || jsonb_build_object(
             'admitted', false, 'key_prefix', v_key.prefix, 'rate_limits', gateway.describe_limits(v_limits, v_at));
@@ -929,7 +1120,9 @@ begin
     from unnest(v_counted) as x
     where (c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per);
 
-    update gateway.accounts set held_usd = held_usd + v_hold where customer_id = v_key.customer_id;
+    update gateway.accounts
+    set held_usd = held_usd + v_hold, low_mark_usd = coalesce(v_key.low_balance_usd, v_settings.low_balance_usd)
+    where customer_id = v_key.customer_id;
 
     insert into gateway.requests (
         id, admitted_at, customer_id, key_id, model_id, requested_model, endpoint, streamed, state, hold_usd, lease_until,
@@ -1179,6 +1372,12 @@ begin
     where id = v_request.id and admitted_at = v_request.admitted_at;
     perform set_config('gateway.engine', 'off', true);
 
+    if v_account.balance_usd < v_account.low_mark_usd and v_account.balance_usd + v_take + v_paid >= v_account.low_mark_usd then
+        perform gateway.record_balance(v_request.customer_id, v_account.balance_usd + v_take + v_paid);
+    end if;
+    if v_request.uncollected_usd > 0 then
+        perform gateway.record_uncollected(v_request, v_late);
+    end if;
     if jsonb_typeof(p_settlement -> 'failed_routes') = 'array' then
         perform gateway.record_failures(v_request, p_settlement -> 'failed_routes', case when v_outcome = 'succeeded' then v_request.service_id end);
     end if;
@@ -1195,11 +1394,13 @@ $$;
 -- api.expire_holds: ends the holds whose lease has run out, at most p_limit, the oldest first. By the setting expired_hold_policy they
 -- are released (nothing is charged; the operator's loss) or charged whole. Either way the request can still be settled, once.
 -- Returns {"expired": n, "charged_usd", "released_usd": the upper bound of what was given up}. For the maintenance function.
+-- What is given up is told of by hold.expired_unsettled, one event for the whole batch: the operator may have to pay for it.
 -- Skips requests that are being settled. Locks as all do, for the whole batch at a time: requests, idempotency keys, counters, accounts.
 create or replace function api.expire_holds(p_limit integer default 500) returns jsonb
 language plpgsql security definer set search_path = ''
 as $$
 declare
+    c_most_ids constant integer := 20;
     v_policy text := (select expired_hold_policy from gateway.settings);
     v_requests gateway.requests[];
     v_request gateway.requests;
@@ -1249,7 +1450,7 @@ begin
             where customer_id = v_request.customer_id
         ) as d
         where a.customer_id = d.customer_id
-        returning a.balance_usd, d.paid_usd into v_account;
+        returning a.balance_usd, a.low_mark_usd, d.paid_usd into v_account;
         if v_charge > 0 then
             insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, request_id, note, actor)
             values (v_request.customer_id, 'charge', -v_charge, v_account.balance_usd + v_account.paid_usd, v_request.id, 'hold expired', 'gateway');
@@ -1257,6 +1458,9 @@ begin
         if v_account.paid_usd > 0 then
             insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, debt_change_usd, actor)
             values (v_request.customer_id, 'debt_payment', -v_account.paid_usd, v_account.balance_usd, -v_account.paid_usd, 'gateway');
+        end if;
+        if v_account.balance_usd < v_account.low_mark_usd then
+            perform gateway.record_balance(v_request.customer_id, v_account.balance_usd + v_charge + v_account.paid_usd);
         end if;
         v_charged := v_charged + v_charge;
         v_released := v_released + v_request.hold_usd - v_charge;
@@ -1275,6 +1479,15 @@ begin
         where id = v_request.id and admitted_at = v_request.admitted_at;
     end loop;
     perform set_config('gateway.engine', 'off', true);
+    if v_released > 0 then
+        perform gateway.raise_event('hold.expired_unsettled', 'holds', (
+            select jsonb_build_object(
+                'holds', count(*), 'customers', count(distinct r.customer_id), 'released_usd', gateway.show_usd(v_released),
+                'first_admitted_at', min(r.admitted_at), 'last_admitted_at', max(r.admitted_at),
+                'request_ids', (array_agg(r.id order by r.admitted_at))[:c_most_ids])
+            from unnest(v_requests) as r
+        ));
+    end if;
     return jsonb_build_object('expired', cardinality(v_requests), 'charged_usd', gateway.show_usd(v_charged), 'released_usd', gateway.show_usd(v_released));
 end
 $$;
@@ -1390,6 +1603,86 @@ begin
 end
 $$;
 
+-- The scheduled check of the books. What it finds is told of once, and once more when it is mended.
+
+-- api.claim_ledger_check: whether the check is due, which is then the caller's to make; the next is due p_every_seconds later. Apart from the
+-- check itself, so that one that runs into its time-out is not begun anew every minute. For the maintenance function.
+create function api.claim_ledger_check(p_every_seconds integer default 3600) returns boolean
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_due boolean;
+begin
+    perform set_config('gateway.engine', 'on', true);
+    update gateway.maintenance_state
+    set ledger_checked_at = clock_timestamp()
+    where ledger_checked_at is null or ledger_checked_at <= clock_timestamp() - make_interval(secs => p_every_seconds);
+    v_due := found;
+    perform set_config('gateway.engine', 'off', true);
+    return v_due;
+end
+$$;
+
+revoke all on function api.claim_ledger_check(integer) from public;
+
+grant execute on function api.claim_ledger_check(integer) to service_role;
+
+comment on function api.claim_ledger_check(integer) is 'Whether the scheduled check of the books is due: true for one caller.';
+
+-- api.watch_ledger: makes the check (api.check_ledger, from the last checkpoints), and raises ledger.mismatch where it finds what the last one did
+-- not, ledger.ok where nothing is left of what one has found. {"ok", "raised": the event's type or null}. A finding is who differs and by how
+-- much, not what the balances are: traffic moves these and adds nothing. Locks maintenance_state, and no account.
+create function api.watch_ledger() returns jsonb
+language plpgsql security definer set search_path = '' set statement_timeout = '120s'
+as $$
+declare
+    c_most_shown constant integer := 20;
+    v_state gateway.maintenance_state;
+    v_told jsonb;
+    v_finding jsonb;
+    v_raised text;
+begin
+    select * into v_state from gateway.maintenance_state for update;
+    v_told := api.check_ledger();
+    if not (v_told ->> 'ok')::boolean then
+        v_finding := jsonb_build_object(
+            'differences', (
+                select coalesce(jsonb_agg(jsonb_build_array(
+                    m.customer_id, m.balance_usd - m.ledger_usd, m.held_usd - m.requests_held_usd, m.debt_usd - m.ledger_debt_usd
+                ) order by m.customer_id), '[]')
+                from jsonb_to_recordset(v_told -> 'mismatches') as m (
+                    customer_id bigint, balance_usd numeric, ledger_usd numeric, held_usd numeric, requests_held_usd numeric, debt_usd numeric,
+                    ledger_debt_usd numeric)
+            ),
+            'misbooked_requests', v_told -> 'misbooked_requests', 'misbooked_payments', v_told -> 'misbooked_payments');
+    end if;
+    if v_finding is not distinct from v_state.ledger_finding then
+        return jsonb_build_object('ok', v_finding is null, 'raised', null);
+    end if;
+    perform set_config('gateway.engine', 'on', true);
+    update gateway.maintenance_state
+    set ledger_finding = v_finding, ledger_found_at = case when v_finding is not null then coalesce(ledger_found_at, clock_timestamp()) end
+    returning * into v_state;
+    perform set_config('gateway.engine', 'off', true);
+    v_raised := case when v_finding is null then 'ledger.ok' else 'ledger.mismatch' end;
+    perform gateway.raise_event(v_raised, 'ledger', jsonb_build_object('accounts', v_told -> 'accounts') || case
+        when v_finding is null then '{}'
+        else jsonb_build_object(
+            'since', v_state.ledger_found_at,
+            'customers', jsonb_array_length(v_told -> 'mismatches'),
+            'mismatches', jsonb_path_query_array(v_told -> 'mismatches', '$[0 to $most]', jsonb_build_object('most', c_most_shown - 1)),
+            'misbooked_requests', v_told -> 'misbooked_requests', 'misbooked_payments', v_told -> 'misbooked_payments')
+    end);
+    return jsonb_build_object('ok', v_finding is null, 'raised', v_raised);
+end
+$$;
+
+revoke all on function api.watch_ledger() from public;
+
+grant execute on function api.watch_ledger() to service_role;
+
+comment on function api.watch_ledger() is 'Checks the books, and tells of what it finds that is new, and of its end.';
+
 -- api.list_top_customers: who was charged the most on the days of UTC from p_from to before p_to, at most p_limit of them, the most first:
 -- [{"customer_id", "name", "active", "requests", "total_tokens", "charge_usd"}]. Requests count when they have ended, on the day on which
 -- they were admitted. Reads a row for each key and day, and what has come since the last closing: the same however long the log is.
@@ -1447,11 +1740,46 @@ begin
             'signs_in', p_customer.auth_user_id is not null,
             'credits', gateway.show_credits(a.balance_usd, s.credit_value_usd),
             'balance_usd', gateway.show_usd(a.balance_usd), 'held_usd', gateway.show_usd(a.held_usd), 'debt_usd', gateway.show_usd(a.debt_usd),
+            'low_balance_usd', gateway.show_usd(p_customer.low_balance_usd),
             'active_keys', (select count(*) from gateway.api_keys as k where k.customer_id = p_customer.id and k.active))
         from gateway.accounts as a
         cross join gateway.settings as s
         where a.customer_id = p_customer.id
     );
+end
+$$;
+
+-- api.update_customer: changes what p_changes names (name, username, email, company, time_zone, active, low_balance_usd), and returns the customer.
+-- {"error": "unknown_customer" | "erased_customer" | "email_taken" | "username_taken" | "unknown_time_zone"}. Locks the customer.
+create or replace function api.update_customer(p_id bigint, p_changes jsonb, p_actor text default null) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_customer gateway.customers;
+    v_constraint text;
+begin
+    perform set_config('gateway.actor', coalesce(p_actor, ''), true);
+    select * into v_customer from gateway.customers where id = p_id for update;
+    if v_customer.id is null then
+        return jsonb_build_object('error', 'unknown_customer');
+    elsif v_customer.erased_at is not null then
+        return jsonb_build_object('error', 'erased_customer');
+    elsif p_changes ? 'time_zone' and not exists (select from pg_timezone_names where name = p_changes ->> 'time_zone') then
+        return jsonb_build_object('error', 'unknown_time_zone');
+    end if;
+    v_customer := jsonb_populate_record(v_customer, p_changes);
+    begin
+        update gateway.customers
+        set (name, username, email, company, time_zone, active, low_balance_usd) = (
+            v_customer.name, v_customer.username, v_customer.email, v_customer.company, v_customer.time_zone, v_customer.active,
+            v_customer.low_balance_usd)
+        where id = p_id
+        returning * into v_customer;
+    exception when unique_violation then
+        get stacked diagnostics v_constraint = constraint_name;
+        return jsonb_build_object('error', case v_constraint when 'customers_email_key' then 'email_taken' else 'username_taken' end);
+    end;
+    return gateway.describe_customer(v_customer);
 end
 $$;
 
@@ -1467,6 +1795,7 @@ declare
     v_paid numeric;
 begin
     select least(debt_usd, p_usd) into v_paid from gateway.accounts where customer_id = p_customer_id;
+    delete from gateway.exhausted_accounts where customer_id = p_customer_id;
     update gateway.accounts
     set balance_usd = balance_usd + p_usd - v_paid, debt_usd = debt_usd - v_paid
     where customer_id = p_customer_id
@@ -1504,6 +1833,7 @@ begin
     insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, debt_change_usd, note, actor, payment_id)
     values (p_customer_id, p_kind, -v_taken, v_account.balance_usd - v_taken, nullif(p_usd - v_taken, 0), p_note, p_actor, p_payment_id)
     returning id into v_entry_id;
+    perform gateway.record_balance(p_customer_id, v_account.balance_usd);
     return jsonb_build_object(
         'entry_id', v_entry_id, 'taken_usd', gateway.show_usd(v_taken), 'debt_usd', gateway.show_usd(p_usd - v_taken),
         'owed_before', v_account.debt_usd > 0);
@@ -1590,6 +1920,7 @@ begin
             update gateway.accounts set balance_usd = balance_usd + v_amount where customer_id = v_customer_id returning * into v_account;
             insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, reference, note, actor)
             values (v_customer_id, 'correction', v_amount, v_account.balance_usd, p_reference, p_note, coalesce(p_actor, session_user));
+            perform gateway.record_balance(v_customer_id, v_account.balance_usd - v_amount);
         end if;
         perform set_config('gateway.engine', 'off', true);
     end if;
@@ -2704,6 +3035,213 @@ begin
 end
 $$;
 
+-- gateway.next_attempt_at: when an event is sent again of which p_attempts have failed; null: it is given up.
+create function gateway.next_attempt_at(p_attempts integer, p_at timestamptz) returns timestamptz
+language plpgsql volatile set search_path = ''
+as $$
+declare
+    c_most_attempts constant integer := 20;
+begin
+    return case
+        when p_attempts < c_most_attempts
+            then p_at + least(interval '1 minute' * power(2, p_attempts - 1), interval '6 hours') * (1 - 0.1 * random())
+    end;
+end
+$$;
+
+comment on function gateway.next_attempt_at(integer, timestamptz) is 'When an event is sent again that could not be delivered.';
+
+revoke all on function gateway.next_attempt_at(integer, timestamptz) from public;
+
+-- api.finish_delivery: what came of a claim. {"state": delivered | waiting | given_up | stale, "next_attempt_at"}.
+-- An attempt that failed is made again after a minute, two, four … six hours, each shortened by up to a tenth at random, so that what failed
+-- together does not come back together; after the twentieth, some three days on, it is given up, and stays to be seen.
+-- stale: the lease has run out and another has claimed it since, who will say what came of it. But what was delivered is delivered.
+create or replace function api.finish_delivery(p_event_id uuid, p_attempt integer, p_delivered boolean, p_status integer, p_error text) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_now timestamptz := clock_timestamp();
+    v_delivery gateway.event_deliveries;
+begin
+    update gateway.event_deliveries
+    set delivered_at = case when p_delivered then v_now end,
+        next_attempt_at = case when not p_delivered then gateway.next_attempt_at(attempts, v_now) end,
+        claimed_until = null,
+        last_status = p_status,
+        last_error = left(p_error, 300)
+    where event_id = p_event_id and delivered_at is null and (p_delivered or (attempts = p_attempt and next_attempt_at is not null))
+    returning * into v_delivery;
+    return jsonb_build_object(
+        'state', case
+            when not found then 'stale'
+            when v_delivery.delivered_at is not null then 'delivered'
+            when v_delivery.next_attempt_at is not null then 'waiting'
+            else 'given_up'
+        end,
+        'next_attempt_at', v_delivery.next_attempt_at);
+end
+$$;
+
+-- api.read_deliveries: how the webhook is doing. {"webhook_set", "waiting": deliveries that are not made yet, "waiting_since": of the oldest,
+-- "given_up", "last_delivered_at", "undelivered": [the newest p_limit that are waiting after a failure or given up: {"id", "type",
+-- "created_at", "attempts", "next_attempt_at", "last_status", "last_error"}], "topic": the same of the SNS topic, with "topic_set" for
+-- "webhook_set"}. Reads only.
+create or replace function api.read_deliveries(p_limit integer default 20) returns jsonb
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+    return jsonb_build_object(
+        'webhook_set', (select s.webhook_url is not null from gateway.settings as s),
+        'given_up', (select count(*) from gateway.event_deliveries where delivered_at is null and next_attempt_at is null),
+        'last_delivered_at', (select max(delivered_at) from gateway.event_deliveries where delivered_at is not null),
+        'undelivered', (
+            select coalesce(jsonb_agg(jsonb_build_object(
+                'id', gateway.show_event_id(u.id), 'type', u.kind, 'created_at', u.at, 'attempts', u.attempts,
+                'next_attempt_at', u.next_attempt_at, 'last_status', u.last_status, 'last_error', u.last_error
+            ) order by u.at desc), '[]')
+            from (
+                select e.id, e.kind, e.at, d.attempts, d.next_attempt_at, d.last_status, d.last_error
+                from gateway.event_deliveries as d
+                join gateway.events as e on e.id = d.event_id
+                where d.next_attempt_at is not null and d.attempts > 0
+                union all
+                select e.id, e.kind, e.at, d.attempts, d.next_attempt_at, d.last_status, d.last_error
+                from gateway.event_deliveries as d
+                join gateway.events as e on e.id = d.event_id
+                where d.delivered_at is null and d.next_attempt_at is null
+                order by 3 desc
+                limit p_limit
+            ) as u
+        )
+    ) || (
+        select jsonb_build_object('waiting', count(*), 'waiting_since', min(e.at))
+        from gateway.event_deliveries as d
+        join gateway.events as e on e.id = d.event_id
+        where d.next_attempt_at is not null
+    ) || jsonb_build_object('topic', gateway.read_topic_deliveries(p_limit));
+end
+$$;
+
+-- The outbox of the SNS topic, as deliver_events.sql has the webhook's: each is claimed, sent and written down by itself.
+
+-- api.claim_topic_deliveries: takes at most p_limit events that are due for the topic, for p_lease_seconds, as api.claim_deliveries does:
+-- {"deliveries": [{"event_id", "attempt", "id", "type", "created_at", "subject", "data"}]}. p_topic_arn: the topic of the caller's environment;
+-- null: it has none. From when one is first named here events are put in line for it, those from before are not; taken away, what waits stays.
+-- For the maintenance function.
+create function api.claim_topic_deliveries(p_topic_arn text, p_limit integer, p_lease_seconds integer) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_now timestamptz := clock_timestamp();
+    v_claimed jsonb;
+begin
+    perform set_config('gateway.engine', 'on', true);
+    update gateway.maintenance_state set alert_topic_arn = p_topic_arn where alert_topic_arn is distinct from p_topic_arn;
+    perform set_config('gateway.engine', 'off', true);
+    if p_topic_arn is null then
+        return jsonb_build_object('deliveries', '[]'::jsonb);
+    end if;
+    with due as (
+        select event_id from gateway.topic_deliveries
+        where next_attempt_at <= v_now and (claimed_until is null or claimed_until <= v_now)
+        order by next_attempt_at
+        limit p_limit
+        for update skip locked
+    ),
+    claimed as (
+        update gateway.topic_deliveries as d
+        set attempts = d.attempts + 1, claimed_until = v_now + make_interval(secs => p_lease_seconds)
+        from due
+        where d.event_id = due.event_id
+        returning d.event_id, d.attempts
+    )
+    select coalesce(jsonb_agg(jsonb_build_object(
+        'event_id', e.id, 'attempt', c.attempts, 'id', gateway.show_event_id(e.id), 'type', e.kind, 'created_at', e.at,
+        'subject', e.subject, 'data', e.data
+    ) order by e.at), '[]')
+    into v_claimed
+    from claimed as c
+    join gateway.events as e on e.id = c.event_id;
+    return jsonb_build_object('deliveries', v_claimed);
+end
+$$;
+
+revoke all on function api.claim_topic_deliveries(text, integer, integer) from public;
+
+grant execute on function api.claim_topic_deliveries(text, integer, integer) to service_role;
+
+comment on function api.claim_topic_deliveries(text, integer, integer) is 'Takes events that are due for the SNS topic; nobody else gets them while the lease runs.';
+
+-- api.finish_topic_delivery: what came of a claim, as api.finish_delivery.
+create function api.finish_topic_delivery(p_event_id uuid, p_attempt integer, p_delivered boolean, p_status integer, p_error text) returns jsonb
+language plpgsql security definer set search_path = ''
+as $$
+declare
+    v_now timestamptz := clock_timestamp();
+    v_delivery gateway.topic_deliveries;
+begin
+    update gateway.topic_deliveries
+    set delivered_at = case when p_delivered then v_now end,
+        next_attempt_at = case when not p_delivered then gateway.next_attempt_at(attempts, v_now) end,
+        claimed_until = null,
+        last_status = p_status,
+        last_error = left(p_error, 300)
+    where event_id = p_event_id and delivered_at is null and (p_delivered or (attempts = p_attempt and next_attempt_at is not null))
+    returning * into v_delivery;
+    return jsonb_build_object(
+        'state', case
+            when not found then 'stale'
+            when v_delivery.delivered_at is not null then 'delivered'
+            when v_delivery.next_attempt_at is not null then 'waiting'
+            else 'given_up'
+        end,
+        'next_attempt_at', v_delivery.next_attempt_at);
+end
+$$;
+
+revoke all on function api.finish_topic_delivery(uuid, integer, boolean, integer, text) from public;
+
+grant execute on function api.finish_topic_delivery(uuid, integer, boolean, integer, text) to service_role;
+
+comment on function api.finish_topic_delivery(uuid, integer, boolean, integer, text) is 'Writes what came of publishing an event: delivered, to be tried again, or given up.';
+
+create function gateway.read_topic_deliveries(p_limit integer) returns jsonb
+language plpgsql stable set search_path = ''
+as $$
+begin
+    return (
+        select jsonb_build_object(
+            'topic_set', (select s.alert_topic_arn is not null from gateway.maintenance_state as s),
+            'given_up', count(*) filter (where d.next_attempt_at is null),
+            'last_delivered_at', (select max(delivered_at) from gateway.topic_deliveries where delivered_at is not null),
+            'waiting', count(d.next_attempt_at),
+            'waiting_since', min(e.at) filter (where d.next_attempt_at is not null),
+            'undelivered', coalesce((
+                select jsonb_agg(jsonb_build_object(
+                    'id', gateway.show_event_id(u.id), 'type', u.kind, 'created_at', u.at, 'attempts', u.attempts,
+                    'next_attempt_at', u.next_attempt_at, 'last_status', u.last_status, 'last_error', u.last_error
+                ) order by u.at desc)
+                from (
+                    select n.id, n.kind, n.at, t.attempts, t.next_attempt_at, t.last_status, t.last_error
+                    from gateway.topic_deliveries as t
+                    join gateway.events as n on n.id = t.event_id
+                    where t.delivered_at is null and t.attempts > 0
+                    order by n.at desc
+                    limit p_limit
+                ) as u
+            ), '[]'))
+        from gateway.topic_deliveries as d
+        join gateway.events as e on e.id = d.event_id
+        where d.delivered_at is null
+    );
+end
+$$;
+
+comment on function gateway.read_topic_deliveries(integer) is 'How the publishing to the SNS topic is doing.';
+
+revoke all on function gateway.read_topic_deliveries(integer) from public;
+
 -- api.list_events: what happened, the newest first, after the event p_before in this order, with how far the telling has come:
 -- [{"id", "type", "created_at", "customer_id", "subject", "data", "state": unsent (no webhook was set when it came) | waiting | delivered |
 -- given_up, "attempts", "next_attempt_at", "delivered_at", "last_status", "last_error"}]. p_state, p_kind: of these alone. Empty where
@@ -2880,6 +3418,12 @@ comment on column legacy.pricing.price_per_token is 'USD for a token of either k
 comment on column legacy.pricing.input_price_per_token is 'USD for an input token. Of a long prompt: gateway.price_tiers.';
 
 comment on column legacy.pricing.output_price_per_token is 'USD for an output token. After a long prompt: gateway.price_tiers.';
+
+create policy nobody on gateway.topic_deliveries as restrictive to public using (false);
+
+create policy nobody on gateway.maintenance_state as restrictive to public using (false);
+
+create policy nobody on gateway.exhausted_accounts as restrictive to public using (false);
 
 create policy nobody on gateway.payments as restrictive to public using (false);
 

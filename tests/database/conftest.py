@@ -38,6 +38,7 @@ begin
     where schemaname = 'gateway' and last_value is not null;
     insert into gateway.settings default values;
     insert into gateway.usage_closing default values;
+    insert into gateway.maintenance_state default values on conflict do nothing;
 end
 $$;
 """

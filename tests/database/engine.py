@@ -331,8 +331,16 @@ class Engine:
                 row[0] for row in self.query(f"select r::text from gateway.{table} as r order by r::text")
             ]
             for table in BOOKS
-            if table != "limit_counters"
+            if table not in {"accounts", "limit_counters"}
         }
+        # but for the mark that the last admission found: it is no money
+        found["accounts"] = [
+            row[0]
+            for row in self.query(
+                "select (to_jsonb(r) - 'low_mark_usd')::text from gateway.accounts as r"
+                " order by r.customer_id"
+            )
+        ]
         found["limit_counters"] = [
             row[0]
             for row in self.query(

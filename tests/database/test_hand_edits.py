@@ -353,6 +353,7 @@ OPEN = {
     "service_health": {"insert", "update", "delete", "truncate"},
     # an event can be sent again, and what is old forgotten
     "event_deliveries": {"insert", "update", "delete", "truncate"},
+    "topic_deliveries": {"insert", "update", "delete", "truncate"},
     "events": {"insert", "delete"},
     "limit_crossings": {"insert", "delete"},
     "idempotency_keys": {"delete"},

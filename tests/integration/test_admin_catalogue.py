@@ -37,6 +37,7 @@ SETTINGS = {
     "top_up_amounts_usd": ["10", "25", "50", "100"],
     "top_up_minimum_usd": "5",
     "top_up_maximum_usd": "1000",
+    "low_balance_usd": "1",
 }
 SETTINGS_COLUMNS = [name.removesuffix("_set") for name in SETTINGS]
 # By number, so that no test asks a resolver.
@@ -304,6 +305,7 @@ async def test_settings_change_as_named(management: Management) -> None:
         "top_up_amounts_usd": ["0.75", 2000],
         "top_up_minimum_usd": "0.75",
         "top_up_maximum_usd": "2000.5",
+        "low_balance_usd": "2.5",
     }
     expected = {
         **changes,

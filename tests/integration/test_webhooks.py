@@ -121,7 +121,7 @@ def deliveries(management: Management) -> list[tuple[Any, ...]]:
 
 
 async def test_a_crossing_reaches_the_receiver_once(local: Management, receiver: Receiver) -> None:
-    customer = local.customer("1")
+    customer = local.customer("2")
     model = await local.model()
     await local.ok(
         "POST",

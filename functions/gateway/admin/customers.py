@@ -74,11 +74,10 @@ class Customers:
     async def update(self, request: Request, principal: Principal) -> Response:
         """PATCH /admin/customers/{id}. `active` false suspends at once."""
         customer_id = path_id(request, "customer")
-        asked, _ = await read_model(request, UpdateCustomerRequest)
+        asked, _ = await read_model(request, UpdateCustomerRequest, exact=True)
+        changes = {name: as_sent(getattr(asked, name)) for name in asked.model_fields_set}
         told = accept(
-            await self._database.update_customer(
-                customer_id, asked.model_dump(exclude_unset=True), actor=principal.actor
-            ),
+            await self._database.update_customer(customer_id, changes, actor=principal.actor),
             unknown_customer=unknown("customer"),
             erased_customer=erased(),
             email_taken=taken("email"),

@@ -816,6 +816,32 @@ class Database:
             error=error,
         )
 
+    async def claim_topic_deliveries(
+        self, topic_arn: str | None, *, limit: int, lease_seconds: int
+    ) -> JSONObject:
+        return await self._object(
+            "claim_topic_deliveries", topic_arn=topic_arn, limit=limit, lease_seconds=lease_seconds
+        )
+
+    async def finish_topic_delivery(
+        self, event_id: str, *, attempt: int, delivered: bool, status: int | None, error: str | None
+    ) -> JSONObject:
+        return await self._object(
+            "finish_topic_delivery",
+            event_id=event_id,
+            attempt=attempt,
+            delivered=delivered,
+            status=status,
+            error=error,
+        )
+
+    async def claim_ledger_check(self, *, every_seconds: int) -> bool:
+        due: bool = await self._call("claim_ledger_check", every_seconds=every_seconds)
+        return due
+
+    async def watch_ledger(self, *, seconds: float = LONG_SECONDS) -> JSONObject:
+        return await self._long("watch_ledger", seconds)
+
     async def list_events(
         self, *, limit: int, before: str | None = None, state: str | None = None, kind: str | None = None
     ) -> list[JSONObject]:

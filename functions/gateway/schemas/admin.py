@@ -70,7 +70,7 @@ class CreateCustomerRequest(Body):
 class UpdateCustomerRequest(Patch):
     """The body of PATCH /admin/customers/{id}. `active` false suspends at once."""
 
-    nullable: ClassVar[frozenset[str]] = frozenset({"email", "company"})
+    nullable: ClassVar[frozenset[str]] = frozenset({"email", "company", "low_balance_usd"})
 
     name: Name | None = None
     username: Username | None = None
@@ -79,6 +79,8 @@ class UpdateCustomerRequest(Patch):
     time_zone: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     """Of the IANA database. Days and months begin in it, from then on."""
     active: bool | None = None
+    low_balance_usd: Usd | None = None
+    """The operator is told when the balance falls below it. Null: as the settings have it; 0: never."""
 
 
 class CreateUserRequest(Body):
@@ -341,6 +343,7 @@ class ChangeSettingsRequest(Patch):
             "webhook_secret",
             "log_retention_months",
             "usage_detail_days",
+            "low_balance_usd",
         }
     )
 
@@ -363,3 +366,5 @@ class ChangeSettingsRequest(Patch):
     """The amounts that are offered."""
     top_up_minimum_usd: TopUpUsd | None = None
     top_up_maximum_usd: TopUpUsd | None = None
+    low_balance_usd: Usd | None = None
+    """The operator is told when a balance falls below it. Null or 0: of none."""

@@ -53,6 +53,10 @@ class Customer(Answer):
     balance_usd: Usd
     held_usd: Usd
     debt_usd: Usd = Field(description="What it owes; while it does, no request is admitted.", examples=["0"])
+    low_balance_usd: Usd | None = Field(
+        description="The operator is told when the balance falls below it. Null: as the settings have it; "
+        "0: never."
+    )
     active_keys: Count
 
 
@@ -160,15 +164,25 @@ class UndeliveredEvent(Answer):
     last_error: str | None
 
 
-class WebhookHealth(Answer):
-    """How the webhook is doing."""
-
-    webhook_set: bool
+class _Deliveries(Answer):
     waiting: Count
     waiting_since: Time | None
     given_up: Count
     last_delivered_at: Time | None
     undelivered: list[UndeliveredEvent] = Field(description="The newest twenty that failed.", examples=[[]])
+
+
+class TopicHealth(_Deliveries):
+    """How the publishing to the SNS topic is doing."""
+
+    topic_set: bool = Field(description="Whether the maintenance function has one in its environment.")
+
+
+class WebhookHealth(_Deliveries):
+    """How the webhook is doing, and the SNS topic, which gets the same events."""
+
+    webhook_set: bool
+    topic: TopicHealth
 
 
 class SystemFigures(Answer):
@@ -540,6 +554,11 @@ class SettingsAnswer(Answer):
     )
     top_up_minimum_usd: Usd = Field(description="The least that a top-up may be.", examples=["5"])
     top_up_maximum_usd: Usd = Field(description="The most that a top-up may be.", examples=["1000"])
+    low_balance_usd: Usd | None = Field(
+        description="The operator is told when a balance falls below it, unless the customer has a mark of "
+        "its own; null or 0: of none.",
+        examples=["1"],
+    )
 
 
 class AuditRecord(Answer):
