@@ -28,6 +28,7 @@ from gateway.errors import (
     GatewayError,
     InternalError,
     MethodNotAllowed,
+    NotConfigured,
     NotFound,
     PayloadTooLarge,
     Unavailable,
@@ -252,7 +253,7 @@ class Application:
         if not isinstance(error, GatewayError):
             self._logger.error("A request ended in an unforeseen error.", exc_info=error)
             error = InternalError()
-        elif error.status >= 500:  # noqa: PLR2004
+        elif error.status >= 500 and not isinstance(error, NotConfigured):  # noqa: PLR2004
             self._logger.error(
                 "A request failed.",
                 extra={"status": error.status, "code": error.code, "detail": error.detail},

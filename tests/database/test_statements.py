@@ -101,11 +101,11 @@ def test_a_month_so_far_has_its_charges_by_model_and_price(engine: Engine, custo
     told = statement(engine, customer, this_month(engine))
 
     assert told["closed"] is False
-    shown = [
-        (line["model"], line["requests"], line["billing_mode"], line["commission_percent"],
-         line["input_tokens"], line["cached_input_tokens"], line["output_tokens"], line["reasoning_tokens"], line["charge_usd"])
-        for line in told["charges"]
-    ]  # fmt: skip
+    fields = (
+        "model", "requests", "billing_mode", "commission_percent", "input_tokens", "cached_input_tokens",
+        "output_tokens", "reasoning_tokens", "charge_usd",
+    )  # fmt: skip
+    shown = [tuple(line[name] for name in fields) for line in told["charges"]]
     assert shown == [
         ("echo", 1, "flat", "10", 100, 0, 50, 0, "0.003"),
         ("echo", 3, "markup", "5", 300, 0, 150, 60, "0.00189"),

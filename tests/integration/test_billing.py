@@ -720,6 +720,7 @@ async def test_what_was_missed_is_fetched_and_taken_in_once(
     ("body", "status", "code"),
     [
         ({"event_id": "evt_unknown"}, 404, "event_not_found"),
+        ({"since": "1969-01-01T00:00:00Z", "after": "evt_unknown"}, 404, "event_not_found"),
         ({}, 422, None),
         ({"event_id": "evt_1", "since": "2026-11-21T00:00:00Z"}, 422, None),
         ({"event_id": "../customers"}, 422, None),

@@ -22,6 +22,7 @@ from gateway.http import new_request_id
 from gateway.openapi.document import ROUTES, route_name, template_path
 from tests.fixtures.contract import contract
 from tests.fixtures.management import Management, management
+from tests.fixtures.stripe_server import StripeServer, stripe_server, stripe_server_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from gateway.http import Operation
 
-__all__ = ["management"]
+__all__ = ["management", "stripe_server", "stripe_server_process"]
 
 OPERATIONS = [route.operation for route in contract().routes if route.operation.in_schema]
 GUARDED = [operation for operation in OPERATIONS if not ROUTES[route_name(operation)].public]
@@ -44,6 +45,12 @@ SCOPES = ("chat", "usage", "keys", "billing")
 WIDEST = ("a key with every scope", "a person")
 """The callers that may do most: what they can't reach, the others can't."""
 _worlds = itertools.count(1)
+
+
+@pytest.fixture
+def more_settings(stripe_server: StripeServer) -> dict[str, Any]:
+    """Credits are sold here, so that no route refuses everybody alike."""
+    return stripe_server.settings
 
 
 @dataclass(frozen=True, slots=True)

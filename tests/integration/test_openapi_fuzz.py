@@ -30,16 +30,37 @@ from schemathesis.specs.openapi.checks import (
 
 from gateway.auth import key_hash, key_prefix, new_key
 from tests.fixtures.contract import contract
-from tests.fixtures.gateway import RunningGateway, gateway, module_gateway
+from tests.fixtures.gateway import RunningGateway, gateway, serve
+from tests.fixtures.stripe_server import StripeServer, stripe_server_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from schemathesis import Case
 
+    from infra.local.postgrest import PostgRest
+    from tests.fixtures.database import Database
+    from tests.fixtures.simulator import Simulator
+
     Test = Callable[[Any, Any], None]
 
-__all__ = ["gateway", "module_gateway"]
+__all__ = ["gateway", "stripe_server_process"]
+
+
+@pytest.fixture(scope="module")
+def module_gateway(
+    module_database: Database,
+    module_postgrest: PostgRest,
+    simulator_server: Simulator,
+    stripe_server_process: StripeServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[RunningGateway]:
+    """One that sells credits: no route has an excuse for a server error."""
+    spool = tmp_path_factory.mktemp("spool")
+    sells = stripe_server_process.settings
+    with serve(module_database, module_postgrest, simulator_server, spool, **sells) as made:
+        yield made
+
 
 CHECKS = [
     not_a_server_error,

@@ -72,7 +72,8 @@ class Payments:
             return _replayed(came_to, None)
         came_to = Counter()
         until = time.monotonic() + REPLAY_SECONDS
-        since = int(asked.since.timestamp()) if asked.since is not None else 0
+        # Stripe takes no time before 1970
+        since = 0 if asked.since is None else max(int(asked.since.timestamp()), 0)
         after = asked.after
         while True:
             page = await self._stripe.list_events(since=since, after=after)

@@ -73,10 +73,13 @@ class Stripe:
 
     async def fetch_event(self, event_id: str) -> dict[str, Any]:
         """Return an event of the last 30 days. Raises NotFound (404)."""
-        return await self._call("GET", f"/v1/events/{event_id}", missing="event")
+        return await self._call("GET", f"/v1/events/{event_id}", missing="event_id")
 
     async def list_events(self, *, since: int, after: str | None) -> StripeEventList:
-        """Return the next page of the events since some second, the newest first, of the types we go by."""
+        """Return the next page of the events since some second, the newest first, of the types we go by.
+
+        Raises NotFound (404) where there is no event `after`.
+        """
         query = {
             "created[gte]": str(since),
             "limit": str(PAGE),
@@ -84,7 +87,8 @@ class Stripe:
             **({} if after is None else {"starting_after": after}),
         }
         try:
-            return StripeEventList.model_validate(await self._call("GET", "/v1/events", query=query))
+            page = await self._call("GET", "/v1/events", query=query, missing="after")
+            return StripeEventList.model_validate(page)
         except ValueError as error:
             raise _failed("an unreadable list of events") from error
 
@@ -143,8 +147,8 @@ def _answer(response: httpx.Response, missing: str | None) -> dict[str, Any]:
         return value
     fault = value.get("error") if isinstance(value, dict) else None
     fault = fault if isinstance(fault, dict) else {}
-    if missing is not None and response.status_code == httpx.codes.NOT_FOUND:
-        raise NotFound(f"Stripe has no such {missing}.", code=f"{missing}_not_found", param=f"{missing}_id")
+    if missing is not None and fault.get("code") == "resource_missing":
+        raise NotFound("Stripe has no such event.", code="event_not_found", param=missing)
     # Of Stripe's error only what is a name: its message may quote the key.
     named = " ".join(str(fault.get(name)) for name in ("type", "code", "param") if fault.get(name))[:200]
     raise _failed(f"HTTP {response.status_code} {named}")
