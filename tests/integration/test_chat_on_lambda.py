@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.fixtures.collector import SERVER, Collector
 from tests.fixtures.emulator import FUNCTIONS, Emulator, NoEmulatorError, rest_event, runtime
 from tests.fixtures.gateway import MASTER_KEYS, RunningGateway, gateway, module_gateway
 from tests.fixtures.runtime_api import DELIMITER, FakeRuntimeApi, Report
@@ -287,3 +288,95 @@ def test_a_form_with_an_image_arrives_whole(chat: ChatFunction, gateway: Running
     [row] = settled(gateway, customer)
     assert (row["endpoint"], row["image_output_tokens"]) == ("images.edits", 272)
     assert gateway.simulator.calls.all()[-1].body["image"].content == image
+
+
+# Telemetry: what a frozen process has not sent is lost
+
+
+@contextlib.contextmanager
+def followed(
+    gateway: RunningGateway, tmp_path: Path, endpoint: str, **variables: str
+) -> Iterator[ChatFunction]:
+    """The chat function with telemetry, as Lambda names it."""
+    with FakeRuntimeApi() as api:
+        function = ChatFunction(
+            api,
+            gateway,
+            tmp_path,
+            AWS_LAMBDA_FUNCTION_NAME="sluice-chat",
+            AWS_REGION="eu-north-1",
+            OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
+            OTEL_EXPORTER_OTLP_HEADERS="x-token=collector-secret",
+            **variables,
+        )
+        yield function
+        function.process.kill()
+        function.process.communicate()
+
+
+def test_telemetry_goes_out_after_the_last_byte_and_before_the_next_invocation(
+    gateway: RunningGateway, tmp_path: Path
+) -> None:
+    customer = gateway.customer("1")
+    with Collector() as collector:
+        variables = {"OTEL_SERVICE_NAME": "mine", "OTEL_RESOURCE_ATTRIBUTES": "team=a,service.version=9"}
+        with followed(gateway, tmp_path, collector.url, **variables) as chat:
+            for number in (1, 2):
+                chat.chat(customer, gateway.model("drip-20ms"))
+                report = chat.api.report(30)
+                assert text(report) == "You said: Hello"
+                collector.wait_for(lambda number=number: len(collector.arrivals) >= 2 * number)  # type: ignore[misc]
+                assert all(at > report.chunks[-1].at for _, at in collector.arrivals[2 * number - 2 :])
+            log = chat.stop()
+        assert [path for path, _ in sorted(collector.arrivals)] == ["/v1/metrics"] * 2 + ["/v1/traces"] * 2
+        assert {headers["x-token"] for headers in collector.headers} == {"collector-secret"}
+        roots = [span for span in collector.spans() if span.kind == SERVER]
+        assert len(roots) == 2
+        assert len(collector.spans()) == 8
+        assert (
+            roots[0].resource.items()
+            >= {
+                "service.name": "mine",
+                "service.version": "9",
+                "team": "a",
+                "cloud.platform": "aws_lambda",
+                "cloud.region": "eu-north-1",
+                "faas.name": "sluice-chat",
+            }.items()
+        )
+        [tokens] = collector.points("gen_ai.client.token.usage", gen_ai__token__type="output")
+        assert tokens.count == 2
+        traced = {line["trace_id"] for line in log if "trace_id" in line}
+        assert traced <= {root.trace_id for root in roots}
+        assert "collector-secret" not in json.dumps(log)
+
+
+@pytest.mark.parametrize("ill", ["away", "hangs", "fails"])
+def test_an_ill_collector_holds_no_answer_and_hardly_the_function(
+    gateway: RunningGateway, tmp_path: Path, ill: str
+) -> None:
+    customer = gateway.customer("1")
+    model = gateway.model("echo")
+    with Collector() as collector:
+        url = "http://127.0.0.1:9" if ill == "away" else collector.url
+        collector.status = 500
+        if ill == "hangs":
+            collector.gate.clear()
+        with followed(gateway, tmp_path, url, OTEL_EXPORTER_OTLP_TIMEOUT="1000") as chat:
+            chat.chat(customer, model)
+            first = chat.api.report(30)
+            assert text(first) == "You said: Hello"
+            # The next is begun within the time that one export may take; those after it at once.
+            for _ in range(3):
+                chat.chat(customer, model)
+            later = [chat.api.report(30) for _ in range(3)]
+            assert [text(report) for report in later] == ["You said: Hello"] * 3
+            assert later[0].at - first.at < 4
+            assert later[2].at - later[1].at < 1
+            log = chat.stop()
+        collector.gate.set()
+    warned = [line for line in log if line.get("message") == "Telemetry could not be exported."]
+    assert {line["signal"] for line in warned} == {"spans", "metrics"}
+    assert all(line["lost_so_far"] > 0 for line in warned)
+    assert len(warned) == 2
+    assert [row["outcome"] for row in settled(gateway, customer)] == ["succeeded"] * 4

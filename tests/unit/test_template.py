@@ -425,6 +425,11 @@ def test_environment_is_what_the_settings_read(translated: Template) -> None:
             "AWS_LAMBDA_EXEC_WRAPPER",
             "POWERTOOLS_SERVICE_NAME",
             "POWERTOOLS_METRICS_NAMESPACE",
+            # OpenTelemetry's SDK reads them.
+            "OTEL_SERVICE_NAME",
+            "OTEL_RESOURCE_ATTRIBUTES",
+            "OTEL_TRACES_SAMPLER",
+            "OTEL_TRACES_SAMPLER_ARG",
         }
         reads = "local_models/options.py" if name == IMAGE else "settings.py"
         for key in set(given) - known:
