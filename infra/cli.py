@@ -14,6 +14,7 @@ from rich.console import Console
 
 from infra.local.processes import StackError
 from infra.operator.api import OperatorError
+from infra.operator.billing import payments, show_statement
 from infra.operator.doctor import doctor
 from infra.operator.keys import keys
 from infra.operator.prices import prices
@@ -131,6 +132,8 @@ app.add_typer(users, name="users")
 app.add_typer(credit, name="credits")
 app.add_typer(keys, name="keys")
 app.add_typer(prices, name="prices")
+app.add_typer(payments, name="payments")
+app.command(name="statements")(show_statement)
 app.command(name="usage")(show_usage)
 app.command()(doctor)
 

@@ -76,6 +76,7 @@ def _settings(environ: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("settings", False, str(error), "README lists the variables and what each may hold")
         return
     yield Finding("settings", True, f"the REST API is {settings.rest_url}")
+    yield _stripe(settings)
     if not settings.master_keys:
         yield Finding(
             "master keys",
@@ -83,6 +84,21 @@ def _settings(environ: Mapping[str, str]) -> Iterator[Finding]:
             "SLUICE_MASTER_KEYS is not set, so no provider's key can be read",
             "set it to what the deployed gateway has (its secret in AWS Secrets Manager)",
         )
+
+
+def _stripe(settings: Settings) -> Finding:
+    needed = {
+        "SLUICE_STRIPE_SECRET_KEY": settings.stripe_secret_key is not None,
+        "SLUICE_STRIPE_WEBHOOK_SECRET": bool(settings.stripe_webhook_secrets),
+        "SLUICE_PUBLIC_URL": settings.public_url is not None,
+    }
+    missing = [name for name, there in needed.items() if not there]
+    if settings.stripe_secret_key is None and not settings.stripe_webhook_secrets:
+        return Finding("Stripe", None, "not configured: customers can't top up by themselves")
+    if missing:
+        return Finding("Stripe", False, f"{' and '.join(missing)} is missing", "set it, or unset the others")
+    key = settings.stripe_secret_key.get_secret_value() if settings.stripe_secret_key else ""
+    return Finding("Stripe", True, f"configured, in {'live' if '_live_' in key else 'test'} mode")
 
 
 def _with_database(environ: Mapping[str, str]) -> Iterator[Finding]:

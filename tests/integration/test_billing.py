@@ -77,7 +77,8 @@ def money(management: Management, customer: Customer) -> tuple[str, str, str]:
 def told_of(management: Management, customer: Customer) -> list[str]:
     """The kinds of events that the operator is told of a customer."""
     rows = management.query(
-        "select kind from gateway.events where customer_id = %s and kind !~ '^limit' order by kind",
+        "select kind from gateway.events where customer_id = %s and kind ~ '^(payment|customer)'"
+        " order by kind",
         customer.id,
     )
     return [row[0] for row in rows]

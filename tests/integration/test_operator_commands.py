@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from infra.cli import app
 from infra.local.state import StackState
 from infra.operator.api import OperatorError
+from infra.operator.doctor import examine
 from tests.fixtures.gateway import RunningGateway, gateway, module_gateway
 
 if TYPE_CHECKING:
@@ -219,3 +220,47 @@ def test_what_can_be_put_right_ends_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("sluice: the gateway at http://127.0.0.1:9 does not answer")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_statement_is_shown_and_written_as_csv(run: Run, gateway: RunningGateway) -> None:
+    customer = gateway.customer("12.5")
+    month = gateway.connection.execute("select to_char(now(), 'YYYY-MM')").fetchone()
+    assert month is not None
+    shown = run("statements", str(customer.id), month[0]).output
+    assert "paid in 12.5" in shown
+    assert "So far: 12.5 USD." in shown
+    told = json.loads(run("statements", str(customer.id), month[0], "--json").output)
+    assert (told["customer_id"], told["closing_balance_usd"]) == (customer.id, "12.5")
+    lines = run("statements", str(customer.id), month[0], "--csv").output.splitlines()
+    assert lines[0].startswith("section,at,what,")
+    assert lines[-1].startswith("closing_balance,")
+    with pytest.raises(OperatorError, match="a month is written as"):
+        run("statements", str(customer.id), "../../x")
+
+
+def test_payments_are_listed_and_a_replay_says_what_is_not_set_up(run: Run) -> None:
+    assert "No payments." in run("payments", "list").output
+    with pytest.raises(OperatorError, match="not set up here"):
+        run("payments", "replay")
+
+
+def test_the_doctor_says_whether_stripe_is_set_up(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(**more: str) -> list[tuple[bool | None, str]]:
+        found = examine({**environment, **more})
+        return [(finding.good, finding.message) for finding in found if finding.subject == "Stripe"]
+
+    monkeypatch.setattr("infra.operator.doctor._with_database", lambda _: iter(()))
+    monkeypatch.setattr("infra.operator.doctor._exposed_schemas", lambda _: iter(()))
+    monkeypatch.setattr("infra.operator.doctor._with_gateway", lambda _: iter(()))
+    secret = {"SLUICE_STRIPE_SECRET_KEY": "sk_test_0123456789abcdef"}
+    ((good, message),) = said()
+    assert (good, "not configured" in message) == (None, True)
+    ((good, message),) = said(**secret)
+    assert (good, "SLUICE_STRIPE_WEBHOOK_SECRET" in message) == (False, True)
+    whole = {
+        "SLUICE_STRIPE_WEBHOOK_SECRET": "whsec_0123456789abcdef",
+        "SLUICE_PUBLIC_URL": "https://a.example",
+    }
+    assert said(**secret, **whole) == [(True, "configured, in test mode")]

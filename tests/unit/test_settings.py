@@ -215,3 +215,49 @@ def test_no_other_key_is_shown_to_every_visitor(key: str) -> None:
     ) as told:
         Settings.from_environment(ENVIRON | {"SUPABASE_PUBLISHABLE_KEY": key})
     assert key not in str(told.value)
+
+
+STRIPE = {
+    "SLUICE_STRIPE_SECRET_KEY": "sk_test_0123456789abcdef",
+    "SLUICE_STRIPE_WEBHOOK_SECRET": "whsec_0123456789abcdef, whsec_fedcba9876543210",
+    "SLUICE_PUBLIC_URL": "https://llm.example.com/",
+}
+
+
+def test_credits_are_sold_where_all_of_stripe_is_set() -> None:
+    whole = Settings.from_environment({**ENVIRON, **STRIPE})
+    assert (whole.sells_credits, len(whole.stripe_webhook_secrets)) == (True, 2)
+    assert whole.public_url == "https://llm.example.com"
+    assert "0123456789abcdef" not in repr(whole)
+    for name in STRIPE:
+        lacking = {other: value for other, value in STRIPE.items() if other != name}
+        assert not Settings.from_environment({**ENVIRON, **lacking}).sells_credits
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"SLUICE_STRIPE_SECRET_KEY": "pk_test_0123456789abcdef"}, "SLUICE_STRIPE_SECRET_KEY"),
+        ({"SLUICE_STRIPE_WEBHOOK_SECRET": "whsec_0123456789abcdef,oops"}, "SLUICE_STRIPE_WEBHOOK_SECRET"),
+        ({"SLUICE_STRIPE_URL": "https://stripe.example.com"}, "SLUICE_STRIPE_URL"),
+        ({"SLUICE_STRIPE_URL": "http://api.stripe.com"}, "SLUICE_STRIPE_URL"),
+        ({"SLUICE_STRIPE_URL": "http://127.0.0.1@evil.example"}, "SLUICE_STRIPE_URL"),
+        # a stand-in is told no key that moves real money
+        (
+            {
+                "SLUICE_STRIPE_URL": "http://127.0.0.1:9",
+                "SLUICE_STRIPE_SECRET_KEY": "sk_live_0123456789abcdef",
+            },
+            "SLUICE_STRIPE_SECRET_KEY",
+        ),
+    ],
+)
+def test_bad_settings_of_stripe_are_named_and_not_shown(changes: dict[str, str], named: str) -> None:
+    with pytest.raises(SettingsError, match=named) as caught:
+        Settings.from_environment({**ENVIRON, **STRIPE, **changes})
+    assert not any(value in str(caught.value) for value in changes.values())
+
+
+def test_a_stand_in_of_stripe_is_on_this_machine() -> None:
+    made = Settings.from_environment({**ENVIRON, **STRIPE, "SLUICE_STRIPE_URL": "http://127.0.0.1:12111"})
+    assert made.stripe_url == "http://127.0.0.1:12111"
