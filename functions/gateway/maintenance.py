@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from gateway.alert_topic import TopicChannel
 from gateway.database.client import DatabaseAwayError, DatabaseError
+from gateway.outbox import Outbox
 from gateway.spool import replay_messages
-from gateway.webhooks import Outbox, WebhookSender
+from gateway.webhooks import WebhookChannel, WebhookSender
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 BATCH = 500
 """Holds that end in one transaction: small enough not to keep a customer's account locked for long."""
+LEDGER_CHECK_SECONDS = 3600
+"""How long after one check of the books the next begins. It reads what the open month has booked."""
 CLOSINGS = 30
 """Days of usage that one run closes at most, where nobody has for long: figures are exact all the same."""
 
@@ -38,7 +43,11 @@ class Sweep:
     log_months_dropped: tuple[str, ...] = ()
     events_delivered: int = 0
     events_failed: int = 0
+    events_published: int = 0
+    events_not_published: int = 0
     events_forgotten: int = 0
+    ledger_ok: bool | None = None
+    """None: the check was not due."""
 
     def as_json(self) -> dict[str, Any]:
         """Return it with amounts as decimal text."""
@@ -139,10 +148,34 @@ async def _forget_events(process: Process, sweep: Sweep) -> None:
 
 
 async def _deliver_events(process: Process, sweep: Sweep) -> None:
+    # At the same time, so that neither waits for the other's receiver.
+    outcomes = await asyncio.gather(
+        _deliver_to_webhook(process, sweep), _publish_to_topic(process, sweep), return_exceptions=True
+    )
+    for outcome in outcomes:
+        if outcome is not None:
+            raise outcome
+
+
+async def _deliver_to_webhook(process: Process, sweep: Sweep) -> None:
     async with process.open_webhooks_http() as http:
-        sender = WebhookSender(process.settings, http)
-        done = await Outbox(process.database, sender, process.logger).deliver()
+        channel = WebhookChannel(process.database, WebhookSender(process.settings, http))
+        done = await Outbox(channel, process.logger).deliver()
     sweep.events_delivered, sweep.events_failed = done.delivered, done.failed
+
+
+async def _publish_to_topic(process: Process, sweep: Sweep) -> None:
+    channel = TopicChannel(process.database, process.settings.alert_topic_arn)
+    done = await Outbox(channel, process.logger).deliver()
+    sweep.events_published, sweep.events_not_published = done.delivered, done.failed
+
+
+async def _watch_ledger(process: Process, sweep: Sweep) -> None:
+    if not await process.database.claim_ledger_check(every_seconds=LEDGER_CHECK_SECONDS):
+        return
+    sweep.ledger_ok = (await process.database.watch_ledger())["ok"]
+    if not sweep.ledger_ok:
+        process.logger.error("The books disagree: GET /admin/ledger/check says where.")
 
 
 # In this order: a settlement in time is better than one after its hold has expired, and a receiver of events
@@ -158,4 +191,5 @@ _STEPS = (
     _forget_events,
     _deliver_events,
     _keep_books,
+    _watch_ledger,
 )

@@ -119,6 +119,16 @@ def _check_header_text(value: str | None) -> str | None:
     return value or None
 
 
+_TOPIC_ARN = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:\d{12}:[A-Za-z0-9_-]{1,256}", re.ASCII)
+
+
+def _check_topic_arn(arn: str | None) -> str | None:
+    """Let a standard topic's ARN through: the events of a FIFO topic would need an order."""
+    if arn is not None and not _TOPIC_ARN.fullmatch(arn):
+        raise ValueError("must be the ARN of a standard SNS topic")
+    return arn
+
+
 STRIPE_URL = "https://api.stripe.com"
 _STRIPE_KEY = re.compile(r"(?:sk|rk)_(?:test|live)_[A-Za-z0-9_]{8,250}", re.ASCII)
 _STRIPE_WEBHOOK_SECRET = re.compile(r"whsec_[!-~]{16,250}", re.ASCII)
@@ -206,6 +216,8 @@ class Settings(BaseModel):
     """Where settlements that can't reach the database wait."""
     spool_queue_url: str | None = None
     """The SQS queue where they wait on Lambda, whose disk does not last."""
+    alert_topic_arn: Annotated[str | None, AfterValidator(_check_topic_arn)] = None
+    """The SNS topic that events are published to beside the webhook. Read by maintenance alone."""
     request_timeout_seconds: Annotated[Seconds, Field(le=900)] = 840.0
     connect_timeout_seconds: Seconds = 5.0
     keep_alive_seconds: Seconds = 15.0
@@ -345,6 +357,7 @@ _VARIABLES = {
     "SLUICE_ALLOW_PRIVATE_URLS": "allow_private_urls",
     "SLUICE_SPOOL_DIR": "spool_dir",
     "SLUICE_SPOOL_QUEUE_URL": "spool_queue_url",
+    "SLUICE_ALERT_TOPIC_ARN": "alert_topic_arn",
     "SLUICE_REQUEST_TIMEOUT_SECONDS": "request_timeout_seconds",
     "SLUICE_CONNECT_TIMEOUT_SECONDS": "connect_timeout_seconds",
     "SLUICE_KEEP_ALIVE_SECONDS": "keep_alive_seconds",

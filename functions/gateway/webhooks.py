@@ -14,54 +14,26 @@ import hashlib
 import hmac
 import socket
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from gateway import json_text
 from gateway.errors import GatewayError
+from gateway.outbox import LEASE_SECONDS, MOST_ERROR_CHARS, Attempt
 from gateway.webhook_endpoint import check_webhook_url, open_secret
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gateway.database.rpc import Database
-    from gateway.observability import Logger
     from gateway.service_urls import Resolver
     from gateway.settings import Settings
 
 ATTEMPT_SECONDS = 10.0
 """How long an attempt may take, from the resolving of the host to the status."""
-AT_A_TIME = 8
-"""Events that are under way at once: one receiver has to take them all."""
-LEASE_SECONDS = 60
-"""For how long what was claimed is ours. Far more than an attempt takes."""
-RUN_SECONDS = 25.0
-"""After this no more are claimed: the schedule comes again."""
 
 _MOST_ADDRESSES = 4
-_MOST_ERROR_CHARS = 300
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """What came of sending an event. `status` None: there was no answer; `error` None: it was taken."""
-
-    status: int | None
-    error: str | None
-
-    @property
-    def delivered(self) -> bool:
-        return self.error is None
-
-
-@dataclass(slots=True)
-class Deliveries:
-    """What one run has done."""
-
-    delivered: int = 0
-    failed: int = 0
 
 
 def sign(key: bytes, identity: str, timestamp: int, body: bytes) -> str:
@@ -92,10 +64,10 @@ class WebhookSender:
         except TimeoutError:
             return Attempt(None, f"no answer within {ATTEMPT_SECONDS:.0f} s")
         except GatewayError as error:
-            return Attempt(None, (error.detail or error.message)[:_MOST_ERROR_CHARS])
+            return Attempt(None, (error.detail or error.message)[:MOST_ERROR_CHARS])
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             # Neither names the URL, whose query may be a secret.
-            return Attempt(None, f"{type(error).__name__}: {error}"[:_MOST_ERROR_CHARS])
+            return Attempt(None, f"{type(error).__name__}: {error}"[:MOST_ERROR_CHARS])
         if httpx.codes.is_success(status):
             return Attempt(status, None)
         redirects = ", and redirects are not followed" if httpx.codes.is_redirect(status) else ""
@@ -139,38 +111,22 @@ class WebhookSender:
         return response.status_code
 
 
-class Outbox:
-    """Empties the outbox: claims what is due, sends it, and writes down what came of it."""
+class WebhookChannel:
+    """Sends what is due to the webhook that is set when it is claimed."""
 
-    def __init__(self, database: Database, sender: WebhookSender, logger: Logger) -> None:
+    def __init__(self, database: Database, sender: WebhookSender) -> None:
         self._database = database
         self._sender = sender
-        self._logger = logger
 
-    async def deliver(self) -> Deliveries:
-        """Send what is due, for RUN_SECONDS at most. Safe to run in several places at the same time.
+    async def claim(self, limit: int) -> Sequence[Mapping[str, Any]]:
+        told = await self._database.claim_deliveries(limit=limit, lease_seconds=LEASE_SECONDS)
+        return [{**delivery, "webhook": told} for delivery in told["deliveries"]]
 
-        A receiver that takes nothing of what it is offered is left alone until the next run. Raises
-        DatabaseError and DatabaseAwayError; what was sent by then and not written down is sent again.
-        """
-        done = Deliveries()
-        last = time.monotonic() + RUN_SECONDS
-        while time.monotonic() < last:
-            claimed = await self._database.claim_deliveries(limit=AT_A_TIME, lease_seconds=LEASE_SECONDS)
-            before = done.delivered
-            work = [self._deliver(claimed, delivery, done) for delivery in claimed["deliveries"]]
-            # Each is seen to its end before the failure of one is raised.
-            for failure in await asyncio.gather(*work, return_exceptions=True):
-                if failure is not None:
-                    raise failure
-            if done.delivered == before:
-                break
-        return done
+    async def send(self, delivery: Mapping[str, Any]) -> Attempt:
+        webhook = delivery["webhook"]
+        return await self._sender.send(webhook["url"], webhook["secret"], delivery)
 
-    async def _deliver(
-        self, webhook: Mapping[str, Any], delivery: Mapping[str, Any], done: Deliveries
-    ) -> None:
-        attempt = await self._sender.send(webhook["url"], webhook["secret"], delivery)
+    async def finish(self, delivery: Mapping[str, Any], attempt: Attempt) -> str:
         told = await self._database.finish_delivery(
             delivery["event_id"],
             attempt=delivery["attempt"],
@@ -178,21 +134,8 @@ class Outbox:
             status=attempt.status,
             error=attempt.error,
         )
-        if attempt.delivered:
-            done.delivered += 1
-            return
-        done.failed += 1
-        given_up = told["state"] == "given_up"
-        level = self._logger.error if given_up else self._logger.warning
-        level(
-            "An event was given up." if given_up else "An event could not be delivered.",
-            extra={
-                "event_id": delivery["id"],
-                "event_type": delivery["type"],
-                "attempt": delivery["attempt"],
-                "detail": attempt.error,
-            },
-        )
+        state: str = told["state"]
+        return state
 
 
 async def _resolve(host: str, port: int) -> list[str]:

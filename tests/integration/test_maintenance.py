@@ -91,7 +91,10 @@ async def test_expired_holds_are_ended_once(management: Management) -> None:
         "log_months_dropped": [],
         "events_delivered": 0,
         "events_failed": 0,
+        "events_published": 0,
+        "events_not_published": 0,
         "events_forgotten": 0,
+        "ledger_ok": True,
     }
     balance = await management.ok("GET", "/user/balance", key=customer.key)
     assert (balance["balance_usd"], balance["held_usd"]) == ("1", second.hold_usd)

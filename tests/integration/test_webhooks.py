@@ -15,7 +15,7 @@ import pytest
 from standardwebhooks import Webhook
 from starlette.responses import Response
 
-from gateway import openapi, webhooks
+from gateway import openapi, outbox
 from gateway.auth import key_hash
 from gateway.database.client import DatabaseAwayError
 from gateway.database.rpc import Admission, Database
@@ -227,11 +227,11 @@ async def test_what_was_sent_and_not_written_down_is_sent_again_under_its_id(
 
 
 async def test_many_events_go_out_a_few_at_a_time(local: Management, receiver: Receiver) -> None:
-    receiver.gate = asyncio.Barrier(webhooks.AT_A_TIME)
-    raised = {raise_event(local, f"subject {number}") for number in range(3 * webhooks.AT_A_TIME)}
+    receiver.gate = asyncio.Barrier(outbox.AT_A_TIME)
+    raised = {raise_event(local, f"subject {number}") for number in range(3 * outbox.AT_A_TIME)}
     assert (await run_once(local.process)).events_delivered == len(raised)
     assert {message["id"] for message in receiver.messages} == raised
-    assert receiver.most_at_once == webhooks.AT_A_TIME
+    assert receiver.most_at_once == outbox.AT_A_TIME
 
 
 async def test_maintainers_at_once_send_each_event_once(local: Management, receiver: Receiver) -> None:
@@ -245,11 +245,11 @@ async def test_a_receiver_that_takes_nothing_is_left_alone_until_the_next_run(
     local: Management, receiver: Receiver
 ) -> None:
     receiver.statuses = [503] * 100
-    for number in range(2 * webhooks.AT_A_TIME):
+    for number in range(2 * outbox.AT_A_TIME):
         raise_event(local, f"subject {number}")
-    assert (await run_once(local.process)).events_failed == webhooks.AT_A_TIME
+    assert (await run_once(local.process)).events_failed == outbox.AT_A_TIME
     told = await local.process.database.read_deliveries(limit=3)
-    assert (told["waiting"], told["given_up"], len(told["undelivered"])) == (2 * webhooks.AT_A_TIME, 0, 3)
+    assert (told["waiting"], told["given_up"], len(told["undelivered"])) == (2 * outbox.AT_A_TIME, 0, 3)
     assert told["undelivered"][0]["last_status"] == 503
 
 

@@ -40,6 +40,8 @@ SHARED = {
     "service_check",
     "upstream",
     "webhooks",
+    "outbox",
+    "alert_topic",
 }
 # Each layer may import those before it and nothing after it. What stands in no layer is a use case, and above
 # these stands the document of all their routes alone.

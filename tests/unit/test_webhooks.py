@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from standardwebhooks import Webhook
 
 from gateway import webhooks
+from gateway.outbox import Attempt
 from gateway.settings import Settings
 from gateway.webhook_endpoint import seal_secret, signing_key
 from gateway.webhooks import WebhookSender, sign
@@ -64,7 +65,7 @@ class Resolver:
 
 async def send(
     receiver: Receiver, resolver: Resolver | None = None, *, url: str = URL, **others: Any
-) -> webhooks.Attempt:
+) -> Attempt:
     settings = Settings(
         rest_url="https://x.example.com",
         supabase_key=SecretStr("key"),
@@ -86,7 +87,7 @@ def test_the_signature_is_the_specifications_example() -> None:
 
 async def test_a_receiver_verifies_the_message_as_documented() -> None:
     receiver = Receiver()
-    assert await send(receiver) == webhooks.Attempt(204, None)
+    assert await send(receiver) == Attempt(204, None)
     [request] = receiver.requests
     assert (request.method, request.headers["content-type"]) == ("POST", "application/json")
     told = Webhook(SECRET).verify(request.content, dict(request.headers))
@@ -150,7 +151,7 @@ async def test_what_was_sent_is_not_sent_to_another_address() -> None:
 
     receiver = Receiver(answer)
     attempt = await send(receiver, Resolver([PUBLIC, "198.41.0.4"]))
-    assert (attempt, len(receiver.requests)) == (webhooks.Attempt(None, "ReadError: reset"), 1)
+    assert (attempt, len(receiver.requests)) == (Attempt(None, "ReadError: reset"), 1)
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -158,15 +159,13 @@ async def test_a_redirect_is_not_followed(status: int) -> None:
     receiver = Receiver(lambda _: httpx.Response(status, headers={"location": "https://other.example/"}))
     attempt = await send(receiver)
     assert len(receiver.requests) == 1
-    assert attempt == webhooks.Attempt(
-        status, f"the receiver answered {status}, and redirects are not followed"
-    )
+    assert attempt == Attempt(status, f"the receiver answered {status}, and redirects are not followed")
 
 
 @pytest.mark.parametrize("status", [199, 400, 410, 429, 500, 503])
 async def test_anything_but_2xx_is_a_failure(status: int) -> None:
     attempt = await send(Receiver(lambda _: httpx.Response(status)))
-    assert attempt == webhooks.Attempt(status, f"the receiver answered {status}")
+    assert attempt == Attempt(status, f"the receiver answered {status}")
 
 
 async def test_a_receiver_that_does_not_answer_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +179,7 @@ async def test_a_receiver_that_does_not_answer_is_given_up_on(monkeypatch: pytes
     async with httpx.AsyncClient(transport=Silent()) as http:
         sender = WebhookSender(settings, http, resolve=Resolver([PUBLIC]))
         attempt = await sender.send(URL, seal_secret(SECRET, master_keys=MASTER), MESSAGE)
-    assert attempt == webhooks.Attempt(None, "no answer within 0 s")
+    assert attempt == Attempt(None, "no answer within 0 s")
 
 
 async def test_a_secret_that_does_not_open_sends_nothing() -> None:
