@@ -139,6 +139,6 @@ $(TOKENIZERS)/.made: infra/local/tokenizer.py $(MODULES)/.made .venv/.dev
 	@touch $@
 
 $(PAGES)/.made: infra/local/page_assets.py $(MODULES)/.made .venv/.dev
-	@echo "Installing Swagger UI and Redoc"
+	@echo "Installing Swagger UI, Redoc and uPlot"
 	@$(PY) -m infra.local.page_assets
 	@touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -14,6 +15,18 @@ if TYPE_CHECKING:
 
 SMALLEST = {"p_input_tokens_bound": 1, "p_max_output_tokens": 0}
 WINDOWS = ("minute", "hour", "day", "month")
+
+
+DEFAULT = {"limit": 60, "used": 0, "mark": None}
+"""The system's, which has no soft mark."""
+
+
+def soft(most: int | str) -> int | str:
+    """The soft mark that a limit gets by itself: 80 percent of it."""
+    if isinstance(most, int):
+        return most * 4 // 5
+    exact = (Decimal(most) * Decimal("0.8")).quantize(Decimal("1e-10"))
+    return f"{exact.normalize():f}"
 
 
 def limit(engine: Engine, subject: dict[str, Any], **limits: Any) -> None:
@@ -108,10 +121,11 @@ def test_it_turns_where_admission_turns(  # noqa: PLR0917 - a table
     name = f"{metric}_per_{per}"
     told = read(engine, customer, model)["limits"]
     if subject == "service":
-        assert told.get(name) == ({"limit": 60, "used": 2} if name == "requests_per_minute" else None)
+        default = {"limit": 60, "used": 2, "mark": None}
+        assert told.get(name) == (default if name == "requests_per_minute" else None)
     else:
         used = {"requests": 2, "tokens": 3000, "spend_usd": "0.0126"}[metric]
-        assert told[name] == {"limit": most, "used": used}
+        assert told[name] == {"limit": most, "used": used, "mark": soft(most)}
 
 
 def test_it_agrees_whatever_the_limits_and_the_requests_are(shared_engine: Engine) -> None:
@@ -159,14 +173,14 @@ def test_the_default_shows_and_the_most_used_model_counts(shared_engine: Engine)
     engine.into_a_fresh_minute()
     customer, model, _ = world(engine)
     told = read(engine, customer)
-    assert told["limits"] == {"requests_per_minute": {"limit": 60, "used": 0}}
+    assert told["limits"] == {"requests_per_minute": DEFAULT}
     limit(engine, {"p_key_id": customer.key_id, "p_model": model}, requests_per_minute=2)
     # a model that nobody uses says nothing of the others
-    assert read(engine, customer)["limits"] == {"requests_per_minute": {"limit": 60, "used": 0}}
+    assert read(engine, customer)["limits"] == {"requests_per_minute": DEFAULT}
     engine.admitted(customer.key_hash)
     engine.admitted(customer.key_hash, p_models=[model])
-    assert read(engine, customer)["limits"] == {"requests_per_minute": {"limit": 2, "used": 1}}
-    assert read(engine, customer, "echo")["limits"] == {"requests_per_minute": {"limit": 60, "used": 1}}
+    assert read(engine, customer)["limits"] == {"requests_per_minute": {"limit": 2, "used": 1, "mark": 1}}
+    assert read(engine, customer, "echo")["limits"] == {"requests_per_minute": DEFAULT | {"used": 1}}
     assert read(engine, customer)["refusal"] is None
     engine.admitted(customer.key_hash, p_models=[model])
     refusal = read(engine, customer)["refusal"]
@@ -179,7 +193,7 @@ def test_the_default_shows_and_the_most_used_model_counts(shared_engine: Engine)
         customer.key_id,
     )
     told = read(engine, customer)
-    assert (told["limits"], told["refusal"]) == ({"requests_per_minute": {"limit": 60, "used": 0}}, None)
+    assert (told["limits"], told["refusal"]) == ({"requests_per_minute": DEFAULT}, None)
     engine.settings(default_requests_per_minute=None)
     assert read(engine, customer)["limits"] == {}
 
@@ -191,13 +205,13 @@ def test_of_windows_of_one_name_the_one_with_the_least_left_shows(shared_engine:
     other = engine.key(customer.id)[1]
     limit(engine, {"p_key_id": customer.key_id}, requests_per_day=5)
     limit(engine, {"p_customer_id": customer.id}, requests_per_day=6, spend_usd_per_month="0.5")
-    assert read(engine, customer)["limits"]["requests_per_day"] == {"limit": 5, "used": 0}
+    assert read(engine, customer)["limits"]["requests_per_day"] == {"limit": 5, "used": 0, "mark": 4}
     for _ in range(3):
         engine.settle(engine.admitted(other, p_models=[model]))
     told = read(engine, customer)["limits"]
-    assert told["requests_per_day"] == {"limit": 6, "used": 3}
+    assert told["requests_per_day"] == {"limit": 6, "used": 3, "mark": 4}
     # three times 100 tokens at 2 and 50 at 8 USD per million, and 5 %
-    assert told["spend_usd_per_month"] == {"limit": "0.5", "used": "0.00189"}
+    assert told["spend_usd_per_month"] == {"limit": "0.5", "used": "0.00189", "mark": "0.4"}
     of_customer = engine.call("read_limits", p_customer_id=customer.id)
     # the default is for each key and model
     assert of_customer["limits"] == {name: told[name] for name in ("requests_per_day", "spend_usd_per_month")}
