@@ -225,6 +225,9 @@ session.onEnd((reason) => {
 addEventListener("hashchange", () => session.who() && show());
 addEventListener("popstate", () => session.who() && shell && addressed() !== shell.addressed && enter());
 
+// Its address is the page's own by then: the browser may ask for it again where it would be another.
+for (const each of document.querySelectorAll('link[rel="icon"]')) each.href = new URL("icon.svg", import.meta.url).href;
+
 const link = session.takeLink();
 const paid = new URLSearchParams(location.search).get("top_up");
 if (paid) {

@@ -24,7 +24,7 @@ export default {
         { name: "entity_id", label: "Its id", inputmode: "numeric", pattern: "[0-9]*" },
         { name: "actor", label: "Who", placeholder: "key sk_AlwVbh…" },
         { name: "from", label: "From", type: "date" },
-        { name: "to", label: "To, without", type: "date" },
+        { name: "to", label: "Before", type: "date" },
       ],
       open: detail,
       empty: empty("Nothing was changed", "No change fits, or there was none."),

@@ -49,7 +49,10 @@ export async function page(root, { signal }, back, load, draw) {
   async function show() {
     try {
       const told = await load();
-      if (!signal.aborted) body.replaceChildren(...draw(told, show).filter(Boolean));
+      if (signal.aborted) return;
+      const held = body.contains(document.activeElement);
+      body.replaceChildren(...draw(told, show).filter(Boolean));
+      if (held) body.querySelector("h2").focus();
     } catch (error) {
       if (!signal.aborted) body.replaceChildren(failed(error, show));
     }
@@ -58,7 +61,7 @@ export async function page(root, { signal }, back, load, draw) {
 }
 
 /** What a page is about: its name, how it is, and what can be done. With what is below it, so that nothing moves when it comes. */
-export const headline = (name, state, ...ways) => h("div", { class: "card-head" }, h("div", { class: "headline" }, h("h2", {}, name), state), h("div", { class: "actions" }, ways));
+export const headline = (name, state, ...ways) => h("div", { class: "card-head" }, h("div", { class: "headline" }, h("h2", { tabindex: -1 }, name), state), h("div", { class: "actions" }, ways));
 
 /** Names and values. */
 export const pairs = (list) => h("dl", { class: "pairs" }, list.filter(Boolean).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value ?? "–")]));

@@ -24,7 +24,9 @@ export default {
     const measure = () => MEASURES[chosen.measure];
     const plots = ["bars", "lines"].map((kind) => chart({ title: "The system over time", kind, format: (value) => measure().text(value), axis: (value) => measure().axis(value) }));
     const heading = h("h2", {}, "\u00a0"), body = h("div", {}, plots[0].node), attention = h("div", { class: "view" });
-    const models = card(null, skeleton(200)), spenders = card("Who spends most", skeleton(200)), providers = card("Providers", skeleton(200)), crossed = card("Soft marks crossed", skeleton(80));
+    const models = card(null), spenders = card(null), providers = card(null), crossed = card(null);
+    // All that is below the figures comes at once: nothing is pushed down by what comes before it.
+    const rest = h("div", { class: "view" }, skeleton(480));
     let told = null, poller;
     const choice = (name, label, options) => tabs(label, options, chosen[name], (value) => {
       chosen[name] = value;
@@ -32,9 +34,10 @@ export default {
       if (name === "measure") draw();
       else poller.now();
     });
-    root.append(h("dl", { class: "stats five" }, Object.values(stats).map(({ node }) => node)), attention,
+    root.append(h("dl", { class: "stats five" }, Object.values(stats).map(({ node }) => node)), rest);
+    const below = [attention,
       h("section", { class: "card" }, h("div", { class: "card-head" }, choice("range", "Time", RANGES.map(([name, label]) => [name, label])), choice("by", "Groups", BY)), h("div", { class: "card-head" }, heading, choice("measure", "What is drawn", Object.entries(MEASURES).map(([name, { label }]) => [name, label]))), body),
-      h("div", { class: "two" }, spenders, crossed), providers, models);
+      h("div", { class: "two" }, spenders, crossed), providers, models];
 
     function draw() {
       if (!told) return;
@@ -84,6 +87,7 @@ export default {
         const from = new Date(Date.now() - (Math.min(days, MOST_DAYS) - 1) * 86_400_000).toISOString().slice(0, 10);
         const [{ data }, usage, top] = await Promise.all([api.get("/admin/monitor", {}, stop), api.get("/v1/usage", { ...query(chosen.range), group_by: chosen.by }, stop), api.get("/admin/top_customers", { from, limit: 8 }, stop)]);
         if (asked !== JSON.stringify([chosen.range, chosen.by])) return;
+        if (!told) rest.replaceChildren(...below);
         told = usage;
         warn(data);
         const charged = String(data.total_cost_today);
@@ -111,11 +115,11 @@ export default {
           rows: data.providers,
           open: (row) => go("admin/services", { id: row.service_id }),
           empty: empty("No services yet", "A service is a connection to a provider.", h("a", { class: "button", href: "#/admin/services" }, "Add one")),
-          columns: [{ label: "Service", cell: (row) => row.service }, { label: "Provider", cell: (row) => row.provider }, ...healthColumns],
+          columns: [{ label: "Service", cell: (row) => row.service }, { label: "Provider", kind: "wide-only", cell: (row) => row.provider }, ...healthColumns],
         }));
-        crossed.replaceChildren(h("h2", {}, "Soft marks crossed"), ...(data.soft_limits_crossed.length ? data.soft_limits_crossed.slice(0, 8).map((each) => h("p", {}, badge(each.subject, "warn"), ` ${each.name ?? (each.subject === "customer" ? `customer ${each.id}` : "")} ${limitName(each.limit)}: ${limitValue(each.limit, each.used)}, mark ${limitValue(each.limit, each.mark)} `, h("time", { class: "muted", datetime: each.crossed_at }, time(each.crossed_at)))) : [h("p", { class: "muted" }, "None.")]));
+        crossed.replaceChildren(h("h2", {}, "Soft marks crossed"), ...(data.soft_limits_crossed.length ? data.soft_limits_crossed.slice(0, 8).map((each) => h("p", {}, badge(each.subject, "warn"), ` ${each.name ?? (each.subject === "customer" ? each.id : "")} ${limitName(each.limit)}: ${limitValue(each.limit, each.used)}, mark ${limitValue(each.limit, each.mark)} `, h("time", { class: "muted", datetime: each.crossed_at }, time(each.crossed_at)))) : [h("p", { class: "muted" }, "None.")]));
       } catch (error) {
-        if (!signal.aborted && !told) body.replaceChildren(failed(error, () => poller.now()));
+        if (!signal.aborted && !told) rest.replaceChildren(failed(error, () => poller.now()));
         throw error;
       }
     });

@@ -19,7 +19,7 @@ export const healthColumns = [
   { label: "State", kind: "wide", cell: health },
   { label: "Calls today", kind: "number", cell: (row) => count(row?.requests ?? 0) },
   { label: "Errors", kind: "number", cell: (row) => (row?.errors ? `${count(row.errors)} (${percent(row.errors, row.requests)})` : "0") },
-  { label: "Median", kind: "number", cell: (row) => duration(row?.latency_ms.p50) },
+  { label: "Median", kind: "number wide-only", cell: (row) => duration(row?.latency_ms.p50) },
 ];
 
 /** Names of the catalogue's models that a provider offers. */
@@ -102,7 +102,7 @@ function draw(context, { service, told }, reload) {
   const { go } = context;
   const then = (asked) => asked.then((done) => done && reload());
   const ways = [
-    button("Test", () => then(test(context, service)), { kind: "primary" }),
+    button("Test", () => test(context, service), { kind: "primary" }),
     button("Change", () => then(edit(context, service))),
     menu(`More about ${service.name}`, [[service.active ? "Switch off" : "Switch on", () => then(toggle(context, service))], ["Set limits", () => then(setLimits(context, `Limits of ${service.name}`, { service: service.id }, service.limits))], ["Who changed it", () => go("admin/audit", { entity: "services", entity_id: service.id })], ["Delete", () => remove(context, service).then((done) => done && go("admin/services")), "danger"]]),
   ];
@@ -174,11 +174,11 @@ export default {
           empty: empty("No services yet", "A service is a connection to a provider, with a key of yours.", button("Add the first one", add, { kind: "primary" })),
           columns: [
             { label: "Service", cell: (row) => row.name },
-            { label: "Provider", cell: (row) => row.provider },
+            { label: "Provider", kind: "wide-only", cell: (row) => row.provider },
             ...healthColumns.map((column) => ({ ...column, cell: (row) => column.cell(of(row)) })),
-            { label: "Models", kind: "number", cell: (row) => count(row.enabled_models.length) },
-            { label: "Priority", kind: "number", cell: (row) => String(row.priority) },
-            { label: "Key", cell: (row) => (row.provider_key_set ? row.provider_key_last4 ? h("code", {}, `…${row.provider_key_last4}`) : "set" : "none") },
+            { label: "Models", kind: "number wide-only", cell: (row) => count(row.enabled_models.length) },
+            { label: "Priority", kind: "number wide-only", cell: (row) => String(row.priority) },
+            { label: "Key", kind: "wide-only", cell: (row) => (row.provider_key_set ? row.provider_key_last4 ? h("code", {}, `…${row.provider_key_last4}`) : "set" : "none") },
           ],
         }));
       } catch (error) {
