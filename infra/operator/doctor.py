@@ -73,7 +73,9 @@ def _settings(environ: Mapping[str, str]) -> Iterator[Finding]:
     try:
         settings = Settings.from_environment(environ)
     except SettingsError as error:
-        yield Finding("settings", False, str(error), "README lists the variables and what each may hold")
+        yield Finding(
+            "settings", False, str(error), "infra/docs/setup.md lists the variables and what each may hold"
+        )
         return
     yield Finding("settings", True, f"the REST API is {settings.rest_url}")
     yield _stripe(settings)
@@ -323,7 +325,10 @@ def _services(api: Api) -> Iterator[Finding]:
     services = [service for service in api.rows("/admin/services") if service["active"]]
     if not services:
         yield Finding(
-            "services", False, "no provider is configured", "POST /admin/services, as the README shows"
+            "services",
+            False,
+            "no provider is configured",
+            "POST /admin/services, as infra/docs/services-and-keys.md shows",
         )
     for service in services:
         told = api.post(f"/admin/services/{service['id']}/test", {})

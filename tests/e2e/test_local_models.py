@@ -64,14 +64,15 @@ def test_model_of_ones_own_is_sold_beside_the_others(dev: Dev, model: Path, refe
 
 
 @pytest.mark.slow
-def test_readmes_commands_serve_and_sell_a_model(dev: Dev, model: Path, reference: Reference) -> None:
+def test_the_guides_commands_serve_and_sell_a_model(dev: Dev, model: Path, reference: Reference) -> None:
     """As they stand there, but for the weights, which can't be fetched here, and the port."""
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    [command] = re.findall(r"```sh\n(PYTHONPATH=.*gateway\.local_models)\n```", readme)
-    [calls] = re.findall(r"```sh\n(# what a token of it costs.*?)```", readme, re.DOTALL)
-    [api] = re.findall(r"^api\(\) .*$", readme, re.MULTILINE)
+    guide = (REPOSITORY / "infra" / "docs" / "local-models.md").read_text(encoding="utf-8")
+    setup = (REPOSITORY / "infra" / "docs" / "setup.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"```sh\n(PYTHONPATH=.*gateway\.local_models)\n```", guide)
+    [calls] = re.findall(r"```sh\n(# what a token of it costs.*?)```", guide, re.DOTALL)
+    [api] = re.findall(r"^api\(\) .*$", setup, re.MULTILINE)
     port = str(free_port())
-    variables = {**local_environment(), "KEY": KEY, "SLUICE_LOCAL_MODELS_PORT": port}
+    variables = {**local_environment(), "LOCAL_KEY": KEY, "SLUICE_LOCAL_MODELS_PORT": port}
     with subprocess.Popen(
         [
             "bash",
@@ -86,10 +87,10 @@ def test_readmes_commands_serve_and_sell_a_model(dev: Dev, model: Path, referenc
         try:
             assert server.stdout is not None
             assert server.stdout.readline() == f"Local models on http://127.0.0.1:{port}/v1\n"
-            script = f"{api}\n{calls}".replace("http://127.0.0.1:8000", dev.url).replace("8002", port)
+            script = f"{api}\n{calls}".replace("8002", port)
             done = subprocess.run(
                 ["bash", "-euo", "pipefail", "-c", script],
-                env={**variables, "ADMIN_KEY": dev.admin_key},
+                env={**variables, "URL": dev.url, "ADMIN_KEY": dev.admin_key},
                 capture_output=True,
                 text=True,
                 check=True,
