@@ -116,16 +116,17 @@ as $$
 declare
     v_payment gateway.payments;
     v_at timestamptz := (p_event ->> 'created')::timestamptz;
+    v_customer_id bigint;
     v_unexpected text;
     v_disputed text;
 begin
     perform set_config('gateway.actor', p_actor, true);
     perform set_config('gateway.engine', 'on', true);
-    -- Before the event: its row refers to it. The update changes nothing, but it waits for whoever made the row, and locks it.
-    insert into gateway.payments as p (payment_intent, livemode)
+    -- before the event, whose row refers to it
+    insert into gateway.payments (payment_intent, livemode)
     values (p_event ->> 'payment_intent', (p_event ->> 'livemode')::boolean)
-    on conflict (payment_intent) do update set payment_intent = p.payment_intent
-    returning * into v_payment;
+    on conflict (payment_intent) do nothing;
+    select * into v_payment from gateway.payments where payment_intent = p_event ->> 'payment_intent' for update;
     insert into gateway.payment_events (id, kind, payment_id, created_at)
     values (p_event ->> 'id', p_event ->> 'type', v_payment.id, v_at)
     on conflict (id) do nothing;
@@ -134,10 +135,13 @@ begin
         return jsonb_build_object('outcome', 'duplicate', 'payment', null, 'unexpected', null);
     end if;
 
+    -- Before anything refers to it, which would lock it by half: two who then want the whole would wait for each other.
+    select customer_id into v_customer_id from gateway.accounts
+    where customer_id = coalesce(v_payment.customer_id, (p_event ->> 'customer_id')::bigint)
+    for update;
     update gateway.payments
     set checkout_session = coalesce(checkout_session, p_event ->> 'checkout_session'),
-        -- of nobody's customer there is no account to refer to
-        customer_id = coalesce(customer_id, (select customer_id from gateway.accounts where customer_id = (p_event ->> 'customer_id')::bigint)),
+        customer_id = v_customer_id,  -- null where there is no such customer
         currency = coalesce(currency, p_event ->> 'currency'),
         asked_usd = coalesce(asked_usd, (p_event ->> 'asked_usd')::numeric),
         paid_at = case when p_event ->> 'paid_minor' is not null then least(paid_at, v_at) else paid_at end,
@@ -162,9 +166,6 @@ begin
             withdrawn = d.withdrawn or excluded.withdrawn, returned = d.returned or excluded.returned;
     end if;
 
-    if v_payment.customer_id is not null then
-        perform from gateway.accounts where customer_id = v_payment.customer_id for update;
-    end if;
     v_unexpected := gateway.reconcile_payment(v_payment, p_actor);
     perform set_config('gateway.engine', 'off', true);
 
