@@ -202,9 +202,12 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+POLICIES = ("AWS::IAM::Role", "AWS::IAM::ManagedPolicy", "AWS::IAM::Policy")
+
+
 def wildcards(template: Template) -> list[str]:
     found = []
-    for kind in ("AWS::IAM::Role", "AWS::IAM::ManagedPolicy"):
+    for kind in POLICIES:
         for name, resource in resources(template, kind).items():
             for statement in statements(resource):
                 actions = set(as_list(statement["Action"]))
@@ -254,12 +257,30 @@ def test_only_who_must_reaches_the_queue(translated: Template) -> None:
     assert not any(reach.values())
 
 
+def test_maintenance_alone_publishes_to_the_topic_of_alerts(
+    translated: Template, bootstrap: Template
+) -> None:
+    policy = translated["Resources"]["AlertTopicPolicy"]
+    assert policy["Condition"] == "HasAlertTopic"
+    assert policy["Properties"]["Roles"] == [{"Ref": "MaintenanceRole"}]
+    [statement] = statements(policy)
+    assert (statement["Action"], statement["Resource"]) == ("sns:Publish", {"Ref": "AlertTopicArn"})
+    allowed = [each["Action"] for each in statements(bootstrap["Resources"]["Boundary"])]
+    assert "sns:Publish" in allowed
+    named = {
+        name
+        for name, function in functions(translated).items()
+        if "SLUICE_ALERT_TOPIC_ARN" in function["Properties"]["Environment"]["Variables"]
+    }
+    assert named == {"maintenance"}
+
+
 def test_boundary_allows_what_the_roles_may_do(translated: Template, bootstrap: Template) -> None:
     boundary = bootstrap["Resources"]["Boundary"]
     allowed = {action for statement in statements(boundary) for action in as_list(statement["Action"])}
     used = {
         action
-        for kind in ("AWS::IAM::Role", "AWS::IAM::ManagedPolicy")
+        for kind in POLICIES
         for resource in resources(translated, kind).values()
         for statement in statements(resource)
         for action in as_list(statement["Action"])
