@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
@@ -658,23 +657,24 @@ def test_an_ill_collector_changes_and_delays_no_answer(serve_with: Serve, ill: s
             own.gate.clear()
         else:
             own.status = {"fails": 500, "busy": 503, "redirects": 307}[ill]
-        with serve_with(**settings, otlp_timeout_milliseconds=1500) as gateway:
-            customer = gateway.customer("5")
+        with serve_with(**settings, otlp_timeout_milliseconds=5000) as gateway:
+            client = gateway.http(gateway.customer("5"))
             body = {"model": gateway.model("echo"), "messages": HELLO}
-            client = gateway.http(customer)
-            took = math.inf
+            took = []
             for _ in range(8):
                 began = time.monotonic()
                 answer = client.post(CHAT, json=body)
-                took = min(took, time.monotonic() - began)
+                took.append(time.monotonic() - began)
                 assert answer.status_code == 200
                 assert answer.json()["choices"][0]["message"]["content"] == "You said: Hello"
             if ill != "away":
                 own.wait_for(lambda: bool(own.arrivals))
+            began = time.monotonic()
             streamed = client.post(CHAT, json={**body, "stream": True})
+            took.append(time.monotonic() - began)
             assert streamed.text.endswith("data: [DONE]\n\n")
-            # An export alone takes longer than this: no answer has waited for one.
-            assert took < 0.5
+            # One export that hangs takes five seconds.
+            assert max(took) < 2.5
             began = time.monotonic()
         assert time.monotonic() - began < 10
         own.gate.set()
