@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.openapi.events import EVENTS
 from tests.database.engine import call, race, usd
 
 if TYPE_CHECKING:
@@ -21,8 +22,12 @@ CHARGE = usd("0.00063")
 
 def told(engine: Engine, *kinds: str) -> list[JSONObject]:
     """The data of the events of these kinds, the oldest first."""
-    rows = engine.query("select data from gateway.events where kind = any (%s) order by at, id", list(kinds))
-    return [row[0] for row in rows]
+    rows = engine.query(
+        "select kind, data from gateway.events where kind = any (%s) order by at, id", list(kinds)
+    )
+    for kind, data in rows:
+        EVENTS[kind].data.model_validate(data)  # as the document has it
+    return [row[1] for row in rows]
 
 
 def kinds(engine: Engine) -> list[str]:

@@ -18,7 +18,7 @@ from gateway.errors import (
     Unprocessable,
 )
 from gateway.http import stopped
-from gateway.openapi import admin, billing, chat, keys, media, messages, usage, web
+from gateway.openapi import admin, billing, chat, events, keys, media, messages, usage, web
 from gateway.openapi.routes import PAGE_REFUSALS, Content, Route
 from gateway.openapi.schemas import components, example, reference
 from gateway.schemas.answers import ErrorAnswer
@@ -185,6 +185,7 @@ def build(operations: Iterable[Operation], *, version: str) -> dict[str, Any]:
         },
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
+        "webhooks": events.webhooks(schemas),
         "components": {
             "schemas": schemas,
             "responses": shared,
@@ -282,6 +283,7 @@ def _models(shown: Sequence[tuple[Operation, Route]]) -> set[type[BaseModel]]:
             models.add(route.answer)
         models.add(route.errors)
         models.update(other for other in route.others.values() if other is not None)
+    models.update(event.data for event in events.EVENTS.values())
     return models
 
 
