@@ -34,6 +34,7 @@ def _listed(operations: Iterable[Operation]) -> list[tuple[str, str]]:
             template_path(operation.path)
             .replace("/requests/{id}", f"/requests/{REQUEST_ID}")
             .replace("{id}", "1")
+            .replace("{customer_id}", "1")
             .replace("{name}", "a-model"),
         )
         for operation in operations
