@@ -79,10 +79,108 @@ CREATE_KEY = "functions/create_key.sql"
 BOUNDS = "functions/key_bounds.sql"
 CROSS = "functions/record_crossings.sql"
 DELIVER = "functions/deliver_events.sql"
+PUBLISH = "functions/publish_events.sql"
+TELL = "functions/raise_money_events.sql"
 HEALTH = "functions/record_health.sql"
 CANDIDATES = "functions/resolve_candidates.sql"
+PAYMENTS = "functions/record_payment_event.sql"
+BOOK = "functions/book_payments.sql"
+STATEMENTS = "functions/read_statement.sql"
 
 FAULTS = (
+    # payments, debts and statements
+    Fault(
+        "a payment is credited by every event that tells of it",
+        PAYMENTS,
+        "if p_payment.paid_minor > 0 and p_payment.credited_usd = 0 then",
+        "if p_payment.paid_minor > 0 then",
+        ("test_payments",),
+    ),
+    Fault(
+        "an event counts as often as it comes",
+        PAYMENTS,
+        "    if not found then\n        perform set_config('gateway.engine', 'off', true);",
+        "    if false then\n        perform set_config('gateway.engine', 'off', true);",
+        ("test_payments",),
+    ),
+    Fault(
+        "the last sum of refunds that was told counts, and not the greatest",
+        PAYMENTS,
+        "refunded_minor = greatest(refunded_minor, (p_event ->> 'refunded_minor')::bigint)",
+        "refunded_minor = coalesce((p_event ->> 'refunded_minor')::bigint, refunded_minor)",
+        ("test_payments",),
+    ),
+    Fault(
+        "a refund that failed is none that was told of",
+        PAYMENTS,
+        "- v_live - v_failed, 0)) * 0.01",
+        "- v_live, 0)) * 0.01",
+        ("test_payments",),
+    ),
+    Fault(
+        "a dispute that was won is taken back by an older event",
+        PAYMENTS,
+        "returned = d.returned or excluded.returned;",
+        "returned = excluded.returned;",
+        ("test_payments",),
+    ),
+    Fault(
+        "refund and dispute take more than was paid",
+        PAYMENTS,
+        "least(coalesce(sum(amount_minor), 0) * 0.01, p_payment.credited_usd - v_refund)",
+        "least(coalesce(sum(amount_minor), 0) * 0.01, p_payment.credited_usd)",
+        ("test_payments",),
+    ),
+    Fault(
+        "a refund does not wait for whoever holds the account",
+        PAYMENTS,
+        "    where customer_id = coalesce(v_payment.customer_id, (p_event ->> 'customer_id')::bigint)\n"
+        "    for update;",
+        "    where customer_id = coalesce(v_payment.customer_id, (p_event ->> 'customer_id')::bigint);",
+        ("test_payments",),
+    ),
+    Fault(
+        "what a reversal can't take is forgotten",
+        BOOK,
+        "balance_usd = balance_usd - v_taken, debt_usd = debt_usd + p_usd - v_taken",
+        "balance_usd = balance_usd - v_taken",
+        ("test_payments",),
+    ),
+    Fault(
+        "a top-up leaves the debt as it is",
+        BOOK,
+        "select least(debt_usd, p_usd) into v_paid",
+        "select 0 into v_paid",
+        ("test_payments",),
+    ),
+    Fault(
+        "who owes may go on",
+        ADMIT,
+        "if v_account.debt_usd > 0 then",
+        "if v_account.debt_usd > 1000 then",
+        ("test_refusals",),
+    ),
+    Fault(
+        "what a settlement releases does not go to the debt",
+        SETTLE,
+        "if v_account.debt_usd > 0 then  -- it gets what is released",
+        "if false then",
+        ("test_payments",),
+    ),
+    Fault(
+        "the entry that is the first of a month is in none",
+        STATEMENTS,
+        "select e.id - 1 from gateway.ledger_entries as e",
+        "select e.id from gateway.ledger_entries as e",
+        ("test_statements",),
+    ),
+    Fault(
+        "a statement takes the commission of today",
+        STATEMENTS,
+        "v_commission constant numeric := 1 + p_request.commission_percent * 0.01;",
+        "v_commission constant numeric := 1 + (select commission_percent from gateway.settings) * 0.01;",
+        ("test_statements",),
+    ),
     # keys
     Fault(
         "a replaced secret is admitted for ever",
@@ -377,6 +475,126 @@ FAULTS = (
         "(attempts = p_attempt and next_attempt_at is not null)",
         "next_attempt_at is not null",
         ("test_events",),
+    ),
+    # what is told of money
+    Fault(
+        "a balance at its mark is told of as low",
+        TELL,
+        "v_account.balance_usd < v_account.low_mark_usd then",
+        "v_account.balance_usd <= v_account.low_mark_usd then",
+        ("test_alerts",),
+    ),
+    Fault(
+        "the settlement compares with what it has already taken",
+        SETTLE,
+        "and v_account.balance_usd + v_take + v_paid >= v_account.low_mark_usd",
+        "and v_account.balance_usd >= v_account.low_mark_usd",
+        ("test_alerts",),
+    ),
+    Fault(
+        "every settlement below the mark is told of",
+        TELL,
+        "if p_before_usd >= v_account.low_mark_usd and v_account.balance_usd",
+        "if v_account.balance_usd",
+        ("test_alerts",),
+    ),
+    Fault(
+        "the customer's own mark is not told to the account",
+        ADMIT,
+        "coalesce(v_key.low_balance_usd, v_settings.low_balance_usd)",
+        "v_settings.low_balance_usd",
+        ("test_alerts",),
+    ),
+    Fault(
+        "an expired hold that is charged is not told of as a low balance",
+        EXPIRE,
+        "v_account.balance_usd + v_charge + v_account.paid_usd);",
+        "v_account.balance_usd + v_account.paid_usd);",
+        ("test_alerts",),
+    ),
+    Fault(
+        "a refund is not told of as a low balance",
+        "functions/book_payments.sql",
+        "    perform gateway.record_balance(p_customer_id, v_account.balance_usd);\n",
+        "",
+        ("test_alerts",),
+    ),
+    Fault(
+        "every refusal for money is told of",
+        TELL,
+        "on conflict do nothing;\n    if found then",
+        "on conflict do nothing;\n    if true then",
+        ("test_alerts",),
+    ),
+    Fault(
+        "who pays in is never told of as exhausted again",
+        "functions/book_payments.sql",
+        "    delete from gateway.exhausted_accounts where customer_id = p_customer_id;\n",
+        "",
+        ("test_alerts",),
+    ),
+    Fault(
+        "a call that is merely too long is told of as exhaustion",
+        ADMIT,
+        "(v_refusal ->> 'affordable_output_tokens')::bigint < c_least_output",
+        "true",
+        ("test_alerts",),
+    ),
+    Fault(
+        "who owes is not told of as exhausted",
+        ADMIT,
+        "if v_refusal ->> 'refusal' = 'customer_in_debt'\n",
+        "if false\n",
+        ("test_alerts",),
+    ),
+    Fault(
+        "what could not be collected is not told of",
+        SETTLE,
+        "    if v_request.uncollected_usd > 0 then\n",
+        "    if false then\n",
+        ("test_alerts",),
+    ),
+    Fault(
+        "holds that were charged are told of as the operator's loss",
+        EXPIRE,
+        "    if v_released > 0 then\n",
+        "    if true then\n",
+        ("test_alerts",),
+    ),
+    Fault(
+        "a finding in the books is told of anew as balances move",
+        "functions/watch_ledger.sql",
+        "m.customer_id, m.balance_usd - m.ledger_usd,",
+        "m.customer_id, m.balance_usd,",
+        ("test_alerts",),
+    ),
+    Fault(
+        "two checks at once are both told what the first has found",
+        "functions/watch_ledger.sql",
+        "select * into v_state from gateway.maintenance_state for update;",
+        "select * into v_state from gateway.maintenance_state;",
+        ("test_alerts",),
+    ),
+    Fault(
+        "the check of the books is told to be due every minute",
+        "functions/watch_ledger.sql",
+        "make_interval(secs => p_every_seconds)",
+        "make_interval(secs => 0)",
+        ("test_alerts",),
+    ),
+    Fault(
+        "two maintainers are told to publish the same event",
+        PUBLISH,
+        "        limit p_limit\n        for update skip locked\n",
+        "        limit p_limit\n",
+        ("test_alerts",),
+    ),
+    Fault(
+        "the topic's outbox is told by one whose claim ran out",
+        PUBLISH,
+        "(attempts = p_attempt and next_attempt_at is not null)",
+        "next_attempt_at is not null",
+        ("test_alerts",),
     ),
     # the closing of usage
     Fault(
