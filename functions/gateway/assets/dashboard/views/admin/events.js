@@ -17,7 +17,7 @@ export default {
       try {
         const { webhook } = (await api.get("/admin/monitor", {}, { signal })).data;
         health.replaceChildren(h("h2", {}, "Webhook ", badge(webhook.webhook_set ? (webhook.given_up ? "gave some up" : "set") : "not set", webhook.webhook_set ? (webhook.given_up ? "bad" : "good") : "warn")),
-          webhook.webhook_set || webhook.waiting ? h("p", {}, `${count(webhook.waiting)} waiting${webhook.waiting_since ? ` since ${time(webhook.waiting_since)}` : ""}, ${count(webhook.given_up)} given up. The last was delivered ${ago(webhook.last_delivered_at)}.`) : h("p", { class: "muted" }, "Events are kept here for 90 days. To have them sent, set webhook_url in ", h("a", { href: "#/admin/settings" }, "the settings"), "."));
+          webhook.webhook_set || webhook.waiting ? h("p", {}, `${count(webhook.waiting)} waiting${webhook.waiting_since ? ` since ${time(webhook.waiting_since)}` : ""}, ${count(webhook.given_up)} given up. ${webhook.last_delivered_at ? `The last was delivered ${ago(webhook.last_delivered_at)}` : "None was delivered yet"}.`) : h("p", { class: "muted" }, "Events are kept here for 90 days. To have them sent, set webhook_url in ", h("a", { href: "#/admin/settings" }, "the settings"), "."));
       } catch (error) {
         if (!signal.aborted) health.replaceChildren(failed(error, look));
       }

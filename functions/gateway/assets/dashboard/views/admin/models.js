@@ -104,7 +104,7 @@ const importList = ({ api }) => dialog("Import a price list", (close, node) => {
         async act() {
           if (!nothing) {
             const done = await send(text, from, false);
-            toast(`${count(done.prices_changed.length)} prices changed, ${count(done.offers_added.length)} offers added.`);
+            toast(`Prices changed: ${count(done.prices_changed.length)}. Offers added: ${count(done.offers_added.length)}.`);
           }
           close(!nothing);
         },

@@ -91,7 +91,7 @@ export default {
         told = usage;
         warn(data);
         const charged = String(data.total_cost_today);
-        stats.charge.set(money(charged), `${money(data.cost_today_usd)} is the providers'`, charged);
+        stats.charge.set(money(charged), `cost ${money(data.cost_today_usd)}`, charged);
         stats.margin.set(money(data.margin_today_usd), `${percent(Number(data.margin_today_usd), data.total_cost_today)} of the charge`, exactMoney(data.margin_today_usd));
         stats.requests.set(count(data.total_requests_today), `${count(data.errors_today)} failed, ${count(data.refusals_today)} refused`);
         stats.held.set(money(data.held.usd), `by ${count(data.held.requests)} running calls`, exactMoney(data.held.usd));
