@@ -228,11 +228,38 @@ def _maintenance(connection: Database) -> Iterator[Finding]:
         yield Finding("maintenance", True, "no hold is overdue, next month has its partition")
 
 
+def _events(connection: Database) -> Iterator[Finding]:
+    if connection.execute("select to_regclass('gateway.topic_deliveries')").fetchone() == (None,):
+        return
+    row = connection.execute("select api.read_deliveries(1)").fetchone()
+    assert row
+    channels = {
+        "webhook": (row[0]["webhook_set"], row[0]),
+        "SNS topic": (row[0]["topic"]["topic_set"], row[0]["topic"]),
+    }
+    if not any(is_set for is_set, _ in channels.values()):
+        yield Finding("alerts", None, "no webhook and no SNS topic is set: nobody is told of events")
+        return
+    for name, (is_set, told) in channels.items():
+        if told["given_up"]:
+            yield Finding(
+                "alerts",
+                False,
+                f"{told['given_up']} events were given up that the {name} did not take",
+                "GET /admin/monitor says what it answered; POST /admin/events/{id}/resend tries again"
+                if name == "webhook"
+                else "may the maintenance function publish to it? GET /admin/monitor says what it answered",
+            )
+        elif is_set:
+            yield Finding("alerts", True, f"the {name} has taken all but {told['waiting']} that wait")
+
+
 _DATABASE_CHECKS: tuple[Callable[[Database], Iterator[Finding]], ...] = (
     _server,
     _migrations,
     _roles,
     _maintenance,
+    _events,
 )
 
 

@@ -156,6 +156,16 @@ def test_refunds_corrections_and_charged_holds_cross_it_too(engine: Engine) -> N
     assert told(engine, "hold.expired_unsettled") == []  # a hold that is charged costs the operator nothing
 
 
+def test_a_correction_to_the_mark_or_further_below_it_tells_nothing(engine: Engine) -> None:
+    engine.settings(low_balance_usd="9")
+    customer = engine.customer("10")
+    engine.fail(engine.admitted(customer.key_hash))
+    for balance, events in ((9, 0), (8, 1), (7, 1)):
+        engine.call("add_credits", p_customer_id=customer.id, p_usd=usd("-1"))
+        assert engine.account(customer.id)[0] == balance
+        assert len(told(engine, "balance.low")) == events
+
+
 # Calls are refused for want of money
 
 

@@ -194,6 +194,30 @@ def test_the_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
     assert told.output.count("→") >= 4
 
 
+def test_the_doctor_finds_events_that_were_given_up(
+    gateway: RunningGateway, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said() -> list[tuple[bool | None, str]]:
+        return [
+            (finding.good, finding.message) for finding in examine(environment) if finding.subject == "alerts"
+        ]
+
+    monkeypatch.setattr("infra.operator.doctor._exposed_schemas", lambda _: iter(()))
+    monkeypatch.setattr("infra.operator.doctor._with_gateway", lambda _: iter(()))
+    connection = gateway.connection
+    claim = "select api.claim_topic_deliveries(%s, 1, 60)"
+    assert said() == [(None, "no webhook and no SNS topic is set: nobody is told of events")]
+    try:
+        connection.execute(claim, ["arn:aws:sns:eu-central-1:123456789012:alerts"])
+        connection.execute("select gateway.raise_event('ledger.ok', 'ledger', '{}')")
+        assert said() == [(True, "the SNS topic has taken all but 1 that wait")]
+        connection.execute("update gateway.topic_deliveries set next_attempt_at = null")
+        assert said() == [(False, "1 events were given up that the SNS topic did not take")]
+    finally:
+        connection.execute(claim, [None])
+        connection.execute("delete from gateway.events")
+
+
 def test_the_doctor_says_what_it_could_not_look_at(tmp_path: Path) -> None:
     told = CliRunner().invoke(
         app, ["doctor"], env={"DATA_DIR": str(tmp_path), "DATABASE_URL": "", "SLUICE_URL": ""}
