@@ -250,6 +250,8 @@ def test_a_failure_is_told_with_its_kind_and_no_word_of_it(
     check_root(spans[0], CHAT, status)
     called = attempts(spans)
     assert len(called) == tries
+    # The pause before a second try, a quarter of a second at least, is in neither.
+    assert all(after.start - before.end > 0.2e9 for before, after in itertools.pairwise(called))
     for chat in called:
         check_attempt(chat, spans[0], "chat", behaviour, "openai-compatible")
         assert (chat.attributes["error.type"], chat.status) == (error_type, ERROR)

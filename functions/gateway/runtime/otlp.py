@@ -294,8 +294,6 @@ class _SpanBuffer(SpanProcessor):
         self._dropped = 0
 
     def on_end(self, span: ReadableSpan) -> None:
-        if not span.context.trace_flags.sampled:
-            return
         with self._lock:
             if len(self._spans) < _MOST_SPANS:
                 self._spans.append(span)
