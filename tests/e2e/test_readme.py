@@ -133,7 +133,7 @@ def test_its_blocks_run(document: Path, dev: Dev, tmp_path: Path) -> None:
                 path.write_text(shell.as_run(block.text), encoding="utf-8")
                 assert shell.run(f"{sys.executable} -W error::SyntaxWarning {path}", where), where
             case "json":
-                differs(json.loads(block.text), json.loads(shell.output), where)
+                differs(json.loads(block.text), last_answer(shell.output), where)
             case "sql":
                 with psycopg.connect(shell.variables["DATABASE_URL"]) as connection:
                     connection.execute(block.text.encode())
@@ -201,6 +201,15 @@ class Shell:
         self.variables |= dict(zip(values[::2], values[1::2], strict=False))
         self.output = done.stdout
         return done.stdout.replace("\n", "")
+
+
+def last_answer(output: str) -> Any:
+    """The last of the JSON values that a block has printed, one after the other."""
+    decoder, rest, answer = json.JSONDecoder(), output.strip(), None
+    while rest:
+        answer, end = decoder.raw_decode(rest)
+        rest = rest[end:].strip()
+    return answer
 
 
 def differs(shown: Any, answer: Any, where: str) -> None:
