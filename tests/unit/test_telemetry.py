@@ -151,6 +151,15 @@ def test_headers_are_shown_nowhere() -> None:
     assert "hidden-secret" not in repr(read)
 
 
+@pytest.mark.parametrize("variable", ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_METRIC_EXPORT_INTERVAL"])
+def test_a_bad_variable_of_the_sdks_keeps_no_process_from_starting(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "-1")
+    endpoint = {"otlp_traces_endpoint": "http://127.0.0.1:9", "otlp_metrics_endpoint": "http://127.0.0.1:9"}
+    assert Process.start(settings(**endpoint)).telemetry is None
+
+
 # Names
 
 

@@ -126,9 +126,13 @@ def _open_transport(
 def _open_telemetry(settings: Settings, logger: Logger) -> Telemetry | None:
     if settings.otlp_traces_endpoint is None and settings.otlp_metrics_endpoint is None:
         return None
-    from gateway.runtime.otlp import OpenTelemetry  # noqa: PLC0415 - 0.3 s where it is not asked for
+    try:
+        from gateway.runtime.otlp import OpenTelemetry  # noqa: PLC0415 - 0.3 s where it is not asked for
 
-    return OpenTelemetry(settings, logger)
+        return OpenTelemetry(settings, logger)
+    except Exception as error:  # noqa: BLE001 - a variable of the SDK's may be bad: no request is to fail for it
+        logger.error("Telemetry could not be started.", extra={"reason": type(error).__name__})  # noqa: TRY400
+        return None
 
 
 def _open_auth_http(settings: Settings) -> httpx.AsyncClient:
