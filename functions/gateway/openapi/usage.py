@@ -34,14 +34,19 @@ ROUTES: Routes = {
         tokens=True,
         description="Any key of the customer will do.",
         parameters=(_CUSTOMER_ID,),
-        refusals=(_NO_CUSTOMER_KEY, unknown("customer", code="not_found"), _UNKNOWN_CUSTOMER),
+        refusals=(
+            _NO_CUSTOMER_KEY,
+            unknown("customer", code="not_found"),
+            _UNKNOWN_CUSTOMER,
+            _UNKNOWN_PARAMETER,
+        ),
     ),
     "GET /user/monitor": Route(
         answer=answers.Monitor,
         tokens=True,
         description="A key with `chat` alone sees what it has used itself, others what their customer has.",
         parameters=(_CUSTOMER_ID,),
-        refusals=(_NO_CUSTOMER_KEY, _NO_CUSTOMER, _UNKNOWN_CUSTOMER),
+        refusals=(_NO_CUSTOMER_KEY, _NO_CUSTOMER, _UNKNOWN_CUSTOMER, _UNKNOWN_PARAMETER),
     ),
     "GET /user/limit": Route(
         answer=answers.Limits,
