@@ -136,6 +136,30 @@ async def test_an_event_is_sent_again_under_its_id_whatever_became_of_it(events:
     assert (await state_of(events, given_up))["state"] == "given_up"
 
 
+async def test_what_the_topic_did_not_take_is_in_line_for_it_again_without_a_webhook(
+    events: Management,
+) -> None:
+    topic = "arn:aws:sns:eu-west-1:123456789012:alerts"
+    events.value("select api.claim_topic_deliveries(%s, 0, 60)", topic)
+    try:
+        event = raise_event(events)
+        assert (await state_of(events, event))["topic_state"] == "waiting"
+        # Nobody has missed it yet.
+        assert_error(await events.admin("POST", f"/admin/events/{event}/resend"), 409, "webhook_not_set")
+        events.connection.execute("update gateway.topic_deliveries set attempts = 20, next_attempt_at = null")
+        told = await state_of(events, event)
+        assert (told["state"], told["topic_state"]) == ("unsent", "given_up")
+        await events.ok("POST", f"/admin/events/{event}/resend", {})
+        assert (await state_of(events, event))["topic_state"] == "waiting"
+        [claim] = events.value("select api.claim_topic_deliveries(%s, 10, 60)", topic)["deliveries"]
+        events.value(
+            "select api.finish_topic_delivery(%s, %s, true, 200, null)", claim["event_id"], claim["attempt"]
+        )
+        assert (await state_of(events, event))["topic_state"] == "delivered"
+    finally:
+        events.value("select api.claim_topic_deliveries(null, 0, 60)")
+
+
 async def test_what_is_not_there_is_404_and_without_a_webhook_nothing_is_sent(events: Management) -> None:
     event = raise_event(events)
     assert_error(await events.admin("POST", f"/admin/events/{event}/resend"), 409, "webhook_not_set")

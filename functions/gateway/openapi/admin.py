@@ -448,7 +448,7 @@ ROUTES: Routes = {
         answer=answers.ResentEvent,
         tokens=True,
         description="Puts the event in line for the webhook once more, under the same id, whatever became of "
-        "it. One that was given up has one attempt more.",
+        "it, and for the SNS topic where that was given up. One that was given up has one attempt more.",
         parameters=(Parameter("id", "path", "The event's id.", _EVENT_ID, _EVENT_ID_EXAMPLE),),
         refusals=(
             unknown("event"),

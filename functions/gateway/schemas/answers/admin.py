@@ -253,6 +253,9 @@ class Event(Answer):
         description="The receiver's; null: there was no answer, or no attempt yet."
     )
     last_error: str | None
+    topic_state: Literal["unsent", "waiting", "delivered", "given_up"] = Field(
+        description="The same of the SNS topic.", examples=["unsent"]
+    )
 
 
 class EventList(Page[Event]):

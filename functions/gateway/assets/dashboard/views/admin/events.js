@@ -15,9 +15,10 @@ export default {
 
     async function look() {
       try {
-        const { webhook } = (await api.get("/admin/monitor", {}, { signal })).data;
+        const { webhook, webhook: { topic } } = (await api.get("/admin/monitor", {}, { signal })).data;
         health.replaceChildren(h("h2", {}, "Webhook ", badge(webhook.webhook_set ? (webhook.given_up ? "gave some up" : "set") : "not set", webhook.webhook_set ? (webhook.given_up ? "bad" : "good") : "warn")),
-          webhook.webhook_set || webhook.waiting ? h("p", {}, `${count(webhook.waiting)} waiting${webhook.waiting_since ? ` since ${time(webhook.waiting_since)}` : ""}, ${count(webhook.given_up)} given up. ${webhook.last_delivered_at ? `The last was delivered ${ago(webhook.last_delivered_at)}` : "None was delivered yet"}.`) : h("p", { class: "muted" }, "Events are kept here for 90 days. To have them sent, set webhook_url in ", h("a", { href: "#/admin/settings" }, "the settings"), "."));
+          webhook.webhook_set || webhook.waiting ? h("p", {}, `${count(webhook.waiting)} waiting${webhook.waiting_since ? ` since ${time(webhook.waiting_since)}` : ""}, ${count(webhook.given_up)} given up. ${webhook.last_delivered_at ? `The last was delivered ${ago(webhook.last_delivered_at)}` : "None was delivered yet"}.`) : h("p", { class: "muted" }, "Events are kept here for 90 days. To have them sent, set webhook_url in ", h("a", { href: "#/admin/settings" }, "the settings"), "."),
+          topic.topic_set || topic.waiting ? h("p", {}, `SNS topic: ${count(topic.waiting)} waiting, ${count(topic.given_up)} given up. ${topic.last_delivered_at ? `The last was taken ${ago(topic.last_delivered_at)}` : "None was taken yet"}.`) : "");
       } catch (error) {
         if (!signal.aborted) health.replaceChildren(failed(error, look));
       }
@@ -48,7 +49,7 @@ export default {
     };
 
     const detail = (row) => dialog(row.type, (close) => h("div", { class: "form" },
-      pairs([["Event", h("span", {}, h("code", {}, row.id), " ", copyButton(row.id))], ["When", time(row.created_at)], ["About", row.subject], row.customer_id ? ["Customer", h("a", { href: `#/admin/customers?id=${row.customer_id}`, onclick: () => close() }, String(row.customer_id))] : null, ["State", badge(words(row.state), STATES[row.state])], ["Attempts", count(row.attempts)], row.next_attempt_at ? ["Next attempt", time(row.next_attempt_at)] : null, row.delivered_at ? ["Delivered", time(row.delivered_at)] : null, row.last_status ? ["Last status", `HTTP ${row.last_status}`] : null, row.last_error ? ["Last error", row.last_error] : null]),
+      pairs([["Event", h("span", {}, h("code", {}, row.id), " ", copyButton(row.id))], ["When", time(row.created_at)], ["About", row.subject], row.customer_id ? ["Customer", h("a", { href: `#/admin/customers?id=${row.customer_id}`, onclick: () => close() }, String(row.customer_id))] : null, ["Webhook", badge(words(row.state), STATES[row.state])], ["SNS topic", badge(words(row.topic_state), STATES[row.topic_state])], ["Attempts", count(row.attempts)], row.next_attempt_at ? ["Next attempt", time(row.next_attempt_at)] : null, row.delivered_at ? ["Delivered", time(row.delivered_at)] : null, row.last_status ? ["Last status", `HTTP ${row.last_status}`] : null, row.last_error ? ["Last error", row.last_error] : null]),
       h("div", { class: "code" }, h("pre", { tabindex: 0, role: "region", "aria-label": "Data" }, h("code", {}, JSON.stringify(row.data, null, 2)))),
       h("footer", {}, button(row.state === "delivered" ? "Send again" : "Send now", async () => (await again(row)) && close(), { kind: "primary" }))), { kind: "pane" });
 

@@ -72,7 +72,7 @@ export default {
       const aside = all.filter((row) => row.active && row.set_aside_until);
       const lines = [
         aside.length ? [`Set aside, because they fail: ${aside.map((row) => `${row.service} (until ${time(row.set_aside_until)})`).join(", ")}.`, "bad", "admin/services", "Services"] : null,
-        webhook.given_up ? [`${count(webhook.given_up)} events were given up: the webhook's receiver does not take them.`, "bad", "admin/events", "Events"] : null,
+        webhook.given_up + webhook.topic.given_up ? [`${count(webhook.given_up + webhook.topic.given_up)} events were given up: ${webhook.given_up ? "the webhook's receiver" : "the SNS topic"} does not take them.`, "bad", "admin/events", "Events"] : null,
         compare(uncollected, "0") > 0 ? [`${exactMoney(uncollected)} could not be collected today.`, "", "admin/ledger", "Ledger"] : null,
       ].filter(Boolean);
       attention.hidden = !lines.length;
