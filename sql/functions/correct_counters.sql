@@ -6,47 +6,39 @@ create function gateway.correct_counters(p_corrections gateway.counted[]) return
 language plpgsql set search_path = ''
 as $$
 declare
-    v_near boolean;
-    v_turned boolean;
+    v_correction gateway.counted;
+    v_counter gateway.limit_counters;
+    v_near boolean := false;
 begin
-    select bool_or(l.near), bool_or(l.turned) into v_near, v_turned
-    from (
-        select c.window_start = x.window_start and (c.marked or x.tokens > 0 or x.spend_usd > 0) as near, c.window_start > x.window_start as turned
-        from gateway.limit_counters as c
-        join unnest(p_corrections) as x
-            on (c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per)
-        order by c.subject, c.subject_id, c.model_id, c.per
-        for update of c
-    ) as l;
-
-    -- greatest(): an operator may have set a counter back by hand, and a settlement must not fail for it.
-    update gateway.limit_counters as c
-    set requests = greatest(c.requests + x.requests, 0),
-        tokens = greatest(c.tokens + x.tokens, 0),
-        spend_usd = greatest(c.spend_usd + x.spend_usd, 0)
-    from (
-        select subject, subject_id, model_id, per, window_start,
-            sum(requests)::bigint as requests, sum(tokens)::bigint as tokens, sum(spend_usd) as spend_usd
-        from unnest(p_corrections)
-        group by subject, subject_id, model_id, per, window_start
-    ) as x
-    where (c.subject, c.subject_id, c.model_id, c.per, c.window_start) = (x.subject, x.subject_id, x.model_id, x.per, x.window_start)
-        and (x.requests <> 0 or x.tokens <> 0 or x.spend_usd <> 0);
-
-    if v_turned then
-        update gateway.turned_windows as t
-        set requests = greatest(t.requests + x.requests, 0),
-            tokens = greatest(t.tokens + x.tokens, 0),
-            spend_usd = greatest(t.spend_usd + x.spend_usd, 0)
-        from (
-            select subject, subject_id, model_id, per, window_start,
-                sum(requests)::bigint as requests, sum(tokens)::bigint as tokens, sum(spend_usd) as spend_usd
-            from unnest(p_corrections)
-            group by subject, subject_id, model_id, per, window_start
-        ) as x
-        where (t.subject, t.subject_id, t.model_id, t.per, t.window_start) = (x.subject, x.subject_id, x.model_id, x.per, x.window_start);
-        v_near := v_near or found;
-    end if;
+    -- One look by the primary key for each, as in gateway.lock_counters.
+    for v_correction in
+        select * from unnest(p_corrections) as x order by x.subject, x.subject_id, x.model_id, x.per
+    loop
+        select * into v_counter from gateway.limit_counters as c
+        where c.subject = v_correction.subject and c.subject_id = v_correction.subject_id and c.model_id = v_correction.model_id
+            and c.per = v_correction.per
+        for update;
+        if v_counter.window_start = v_correction.window_start then
+            v_near := v_near or v_counter.marked or v_correction.tokens > 0 or v_correction.spend_usd > 0;
+            -- greatest(): an operator may have set a counter back by hand, and a settlement must not fail for it.
+            if v_correction.requests <> 0 or v_correction.tokens <> 0 or v_correction.spend_usd <> 0 then
+                update gateway.limit_counters as c
+                set requests = greatest(c.requests + v_correction.requests, 0),
+                    tokens = greatest(c.tokens + v_correction.tokens, 0),
+                    spend_usd = greatest(c.spend_usd + v_correction.spend_usd, 0)
+                where c.subject = v_correction.subject and c.subject_id = v_correction.subject_id and c.model_id = v_correction.model_id
+                    and c.per = v_correction.per;
+            end if;
+        elsif v_counter.window_start > v_correction.window_start then
+            update gateway.turned_windows as t
+            set requests = greatest(t.requests + v_correction.requests, 0),
+                tokens = greatest(t.tokens + v_correction.tokens, 0),
+                spend_usd = greatest(t.spend_usd + v_correction.spend_usd, 0)
+            where t.subject = v_correction.subject and t.subject_id = v_correction.subject_id and t.model_id = v_correction.model_id
+                and t.per = v_correction.per and t.window_start = v_correction.window_start;
+            v_near := v_near or found;
+        end if;
+    end loop;
     if v_near then
         perform gateway.record_crossings(p_corrections);
     end if;

@@ -335,15 +335,15 @@ FAULTS = (
     Fault(
         "the counters are read without being locked",
         ADMIT,
-        "for update of c\n",
-        "\n",
+        "and c.per = v_limit.per\n            for update;",
+        "and c.per = v_limit.per;",
         ("test_races",),
     ),
     Fault(
         "a new window goes on from the old one's tokens",
         ADMIT,
-        "tokens = case when c.window_start = x.window_start then c.tokens else 0 end + x.tokens",
-        "tokens = c.tokens + x.tokens",
+        "tokens = case when c.window_start = v_count.window_start then c.tokens else 0 end + v_count.tokens",
+        "tokens = c.tokens + v_count.tokens",
         ("test_limits",),
     ),
     Fault(
@@ -388,9 +388,8 @@ FAULTS = (
     Fault(
         "a correction meets a later window",
         COUNT,
-        "(c.subject, c.subject_id, c.model_id, c.per, c.window_start) ="
-        " (x.subject, x.subject_id, x.model_id, x.per, x.window_start)",
-        "(c.subject, c.subject_id, c.model_id, c.per) = (x.subject, x.subject_id, x.model_id, x.per)",
+        "if v_counter.window_start = v_correction.window_start then",
+        "if found then",
         ("test_limits",),
     ),
     # the soft marks
@@ -418,7 +417,7 @@ FAULTS = (
     Fault(
         "a new window is marked as the old one was",
         ADMIT,
-        "marked = c.marked and c.window_start = x.window_start",
+        "marked = c.marked and c.window_start = v_count.window_start",
         "marked = c.marked",
         ("test_crossings",),
     ),
@@ -442,15 +441,15 @@ FAULTS = (
     Fault(
         "a window that turned is not corrected",
         COUNT,
-        "if v_turned then",
-        "if false then",
+        "elsif v_counter.window_start > v_correction.window_start then",
+        "elsif false then",
         ("test_crossings",),
     ),
     Fault(
         "what goes beyond the bound crosses nothing",
         COUNT,
-        "(c.marked or x.tokens > 0 or x.spend_usd > 0)",
-        "c.marked",
+        "v_counter.marked or v_correction.tokens > 0 or v_correction.spend_usd > 0",
+        "v_counter.marked",
         ("test_crossings",),
     ),
     Fault(
@@ -954,14 +953,21 @@ FAULTS = (
     Fault(
         "counters are locked in any order",
         ADMIT,
-        "            order by c.subject, c.subject_id, c.model_id, c.per\n            for update of c",
-        "            order by random()\n            for update of c",
+        "            order by subject, subject_id, model_id, per\n        ), '{}')",
+        "            order by random()\n        ), '{}')",
         ("test_races",),
+    ),
+    Fault(
+        "a maker's counters are locked before the key's own, whatever their order",
+        ADMIT,
+        "            order by l.subject, l.subject_id, l.model_id, l.per\n        );",
+        "        );",
+        ("test_lock_order",),
     ),
     Fault(
         "counters are corrected in any order",
         COUNT,
-        "order by c.subject, c.subject_id, c.model_id, c.per",
+        "order by x.subject, x.subject_id, x.model_id, x.per",
         "order by random()",
         ("test_races",),
     ),

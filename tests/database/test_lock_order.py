@@ -42,3 +42,42 @@ def test_two_sweepers_take_their_accounts_in_one_order(engine: Engine) -> None:
             payment.commit()
             assert [sweeper.result()["expired"] for sweeper in sweepers] == [12, 12]
     engine.assert_books_agree()
+
+
+def test_counters_are_locked_in_key_order_those_of_a_maker_among_them(engine: Engine) -> None:
+    maker = engine.customer("100", requests_per_minute=1000)
+    _, made = engine.key(maker.id, p_maker_key_id=maker.key_id)
+    engine.call("set_limits", p_key_id=maker.key_id, p_rate_limits={"requests_per_day": 1000})
+    engine.call("set_limits", p_customer_id=maker.id, p_rate_limits={"requests_per_day": 1000})
+    admission = engine.admitted(made)
+    with (
+        engine.database.connect(autocommit=False) as holder,
+        engine.database.connect() as first,
+        engine.database.connect() as second,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        # the least of them is taken: whoever wants the others has none of them yet
+        holder.execute("select from gateway.limit_counters where subject = 'customer' for update")
+        waiting = [
+            pool.submit(engine.admit, made, connection=first),
+            pool.submit(
+                call,
+                second,
+                "settle_request",
+                p_settlement={
+                    "request_id": admission["request_id"],
+                    "admitted_at": admission["admitted_at"],
+                    "outcome": "failed",
+                },
+            ),
+        ]
+        wait_until_both_wait(engine, waiting)
+        free = engine.value(
+            "select count(*) from (select from gateway.limit_counters for update skip locked) as free"
+        )
+        counters = engine.value("select count(*) from gateway.limit_counters")
+        holder.commit()
+        admitted, settled = (each.result() for each in waiting)
+    assert (admitted["admitted"], settled["status"], free) == (True, "settled", counters - 1)
+    assert counters > 3
+    engine.assert_books_agree()
