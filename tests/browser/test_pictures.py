@@ -13,7 +13,7 @@ import pytest
 
 from tests.browser.test_admin_dashboard import go
 from tests.fixtures.browser import Dashboard, browser, dashboard
-from tests.fixtures.dashboard import MODELS, Demo, seed
+from tests.fixtures.dashboard import Demo, seed
 from tests.fixtures.gateway import RunningGateway, gateway, module_gateway
 
 if TYPE_CHECKING:
@@ -24,20 +24,11 @@ __all__ = ["browser", "dashboard", "gateway", "module_gateway"]
 KEPT = Path(__file__).parents[2] / "infra" / "docs" / "pictures"
 DESKTOP, PHONE = (1280, 900), (390, 844)
 MOST_BYTES = 200_000
-# After the models that they serve, in the demo's order.
-SERVICES = ("OpenAI", "Anthropic", "Gemini", "DeepSeek", "OpenAI embeddings")
 
 
 @pytest.fixture(scope="module")
 def demo(module_gateway: RunningGateway) -> Demo:
-    made = seed(module_gateway)
-    assert len(SERVICES) == len(MODELS)
-    rows = module_gateway.connection.execute("select id from gateway.services order by id").fetchall()
-    for (service_id,), name in zip(rows, SERVICES, strict=True):
-        module_gateway.connection.execute(
-            "update gateway.services set name = %s where id = %s", [name, service_id]
-        )
-    return made
+    return seed(module_gateway)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+import httpx
 import psycopg
 import pytest
 from markdown_it import MarkdownIt
@@ -227,6 +228,44 @@ def differs(shown: Any, answer: Any, where: str) -> None:
         assert answer == shown, where
     else:
         assert answer is None or isinstance(answer, type(shown)) or isinstance(shown, int | float), where
+
+
+# Codes
+
+
+def told_codes() -> dict[str, set[str]]:
+    """The codes that the guide explains, each with its statuses."""
+    found: dict[str, set[str]] = {}
+    for line in (SETUP.parent / "troubleshooting.md").read_text(encoding="utf-8").splitlines():
+        if re.match(r"\| \d", line):
+            _, statuses, codes, *_ = line.split("|")
+            for code in re.findall(r"`(\w+)`", codes):
+                found.setdefault(code, set()).update(re.findall(r"\d+", statuses))
+    return found
+
+
+def test_every_code_is_explained() -> None:
+    """Those of the code, and no other."""
+    texts = [path.read_text(encoding="utf-8") for path in (REPOSITORY / "functions").rglob("*.py")]
+    pattern = re.compile(r'(?<![a-z_])(?:code|default_code(?:: ClassVar\[str \| None\])?) ?= ?"(\w+)"')
+    known = {code for text in texts for code in pattern.findall(text)}
+    assert known - told_codes().keys() == set()
+    for code in told_codes():
+        assert any(f'"{code}"' in text for text in texts) or code.endswith("_taken"), code
+
+
+def test_its_statuses_are_the_documents(dev: Dev) -> None:
+    document = httpx.get(f"{dev.url}/openapi.json").raise_for_status().json()
+    told = told_codes()
+    seen = set()
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            for status, response in operation.get("responses", {}).items():
+                for code in re.findall(r'"code": "(\w+)"', json.dumps(response)):
+                    if int(status) >= 400 and code in told:
+                        assert status in told[code], (status, code)
+                        seen.add(code)
+    assert len(seen) > 30
 
 
 # Links
