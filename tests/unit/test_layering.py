@@ -19,6 +19,8 @@ BOTTOM = {
     "assets",
     "errors",
     "http",
+    "http_client",
+    "http_transport",
     "json_text",
     "multipart",
     "observability",

@@ -11,6 +11,7 @@ from postgrest import AsyncPostgrestClient
 from postgrest.exceptions import APIError
 
 from gateway import telemetry
+from gateway.http_client import DirectClient
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,15 +125,15 @@ class DatabaseClient:
 
 
 def open_http(settings: Settings, transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
-    """Return the HTTP client for PostgREST: short time-outs, no redirects. The transport has LIMITS."""
-    return httpx.AsyncClient(
-        timeout=httpx.Timeout(READ_SECONDS, connect=min(CONNECT_SECONDS, settings.connect_timeout_seconds)),
-        transport=transport,
-        follow_redirects=False,
-        trust_env=False,
-        event_hooks={"request": [_wait_as_told]},
-    )
+    """Return the HTTP client for PostgREST, with short time-outs. The transport has LIMITS."""
+    connect = min(CONNECT_SECONDS, settings.connect_timeout_seconds)
+    return _PatientClient(transport, timeout=httpx.Timeout(READ_SECONDS, connect=connect))
 
 
-async def _wait_as_told(request: httpx.Request) -> None:
-    request.extensions["timeout"]["read"] = _patience.get()
+class _PatientClient(DirectClient):
+    """Waits for an answer as long as the call at hand may take."""
+
+    def build_request(self, method: str, url: httpx.URL | str, **told: Any) -> httpx.Request:
+        request = super().build_request(method, url, **told)
+        request.extensions["timeout"]["read"] = _patience.get()
+        return request

@@ -16,6 +16,7 @@ import httpx
 from gateway.auth_tokens import AuthTokens
 from gateway.database.client import LIMITS, DatabaseClient, open_http
 from gateway.database.rpc import Database
+from gateway.http_client import DirectClient
 from gateway.metering import Meter
 from gateway.observability import Logger, make_logger, open_metrics
 from gateway.runtime.secrets import with_secret
@@ -99,8 +100,8 @@ def tls_context() -> ssl.SSLContext:
 
 def warm_up() -> None:
     """Do what the first request would have to do and what depends on no setting: a snapshot may hold it."""
-    # With the transport httpx imports what it is made of.
-    httpx.AsyncHTTPTransport(verify=tls_context(), trust_env=False)
+    # What it is made of is imported with it.
+    _open_pool(httpx.Limits())
 
 
 class _NoCookies(CookieJar):
@@ -114,13 +115,19 @@ def _open_transport(
     settings: Settings, limits: httpx.Limits, *, traced_as: Literal["function", "host"]
 ) -> httpx.AsyncBaseTransport:
     """Return a transport with kept connections and without a proxy, traced where there is a daemon."""
-    transport = httpx.AsyncHTTPTransport(verify=tls_context(), limits=limits, trust_env=False)
+    transport = _open_pool(limits)
     if settings.xray_daemon_address is None:
         return transport
     from gateway.runtime.tracing import TracedTransport, Tracer, function_of, host_of  # noqa: PLC0415
 
     name = function_of if traced_as == "function" else host_of
     return TracedTransport(transport, Tracer(settings.xray_daemon_address), name)
+
+
+def _open_pool(limits: httpx.Limits) -> httpx.AsyncBaseTransport:
+    from gateway.http_transport import PooledTransport  # noqa: PLC0415 - httpcore takes 20 ms to import
+
+    return PooledTransport(tls_context(), limits)
 
 
 def _open_telemetry(settings: Settings, logger: Logger) -> Telemetry | None:
@@ -177,11 +184,8 @@ def _open_providers_http(settings: Settings) -> httpx.AsyncClient:
     near = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=2)
     # No read time-out: each call has its own deadline, and a model may think for minutes first.
     patience = settings.connect_timeout_seconds
-    return httpx.AsyncClient(
+    return DirectClient(
+        _open_transport(settings, far, traced_as="host"),
+        plain=_open_transport(settings, near, traced_as="host"),
         timeout=httpx.Timeout(None, connect=patience, pool=patience),
-        transport=_open_transport(settings, far, traced_as="host"),
-        mounts={"http://": _open_transport(settings, near, traced_as="host")},
-        follow_redirects=False,
-        trust_env=False,
-        cookies=_NoCookies(),
     )
