@@ -21,6 +21,7 @@ import psycopg
 import pytest
 from markdown_it import MarkdownIt
 
+from gateway.openapi.events import EVENTS
 from infra.local.postgres import binaries
 from infra.local.stack import database_url
 from tests.e2e.dev import REPOSITORY, Dev, environment, started
@@ -266,6 +267,35 @@ def test_its_statuses_are_the_documents(dev: Dev) -> None:
                         assert status in told[code], (status, code)
                         seen.add(code)
     assert len(seen) > 30
+
+
+# What else has to be told
+
+# Of AWS's own making, of Lambda's, or the local stack's.
+NOT_FOR_OPERATORS = {
+    "AWS_LAMBDA_FUNCTION_NAME",
+    "AWS_XRAY_DAEMON_ADDRESS",
+    "POWERTOOLS_METRICS_NAMESPACE",
+    "SLUICE_SPOOL_DIR",
+    "SLUICE_SPOOL_QUEUE_URL",
+    "SLUICE_STRIPE_URL",
+}
+
+
+def test_every_setting_event_and_alarm_is_explained() -> None:
+    guides = {path.stem: path.read_text(encoding="utf-8") for path in GUIDES}
+    settings = (REPOSITORY / "functions" / "gateway" / "settings.py").read_text(encoding="utf-8")
+    variables = set(re.findall(r'^    "([A-Z_]+)": "\w+",$', settings, re.MULTILINE))
+    assert len(variables) > 20
+    assert {name for name in variables if f"`{name}`" not in "".join(guides.values())} == NOT_FOR_OPERATORS
+    assert [event for event in EVENTS if event not in guides["alerts-and-telemetry"]] == ["webhook.test"]
+    template = (REPOSITORY / "template.yaml").read_text(encoding="utf-8")
+    alarms = re.findall(r"^  (\w+Alarm):$", template, re.MULTILINE)
+    each, of_functions = guides["operations"], [name for name in alarms if name.endswith("ErrorsAlarm")]
+    assert of_functions
+    assert [name for name in alarms if f"`{name}`" not in each] == [
+        name for name in of_functions if name != "ServerErrorsAlarm"
+    ]
 
 
 # Links
