@@ -167,4 +167,5 @@ def test_credits_are_shown_rounded_down(shared_engine: Engine) -> None:
         "credits": 0,
         "balance_usd": "0.0000000001",
         "held_usd": "0",
+        "debt_usd": "0",
     }

@@ -143,6 +143,7 @@ async def test_credits_are_a_way_of_writing_usd(management: Management) -> None:
         "added_usd": "0.05",
         "balance_after": 2500,
         "balance_after_usd": "0.05",
+        "debt_usd": "0",
         "duplicate": False,
     }
     told = await management.ok(
@@ -281,6 +282,7 @@ async def test_balances_are_listed_by_the_page(management: Management) -> None:
         "credits": 25000,
         "balance_usd": "0.5",
         "held_usd": "0",
+        "debt_usd": "0",
         "api_keys": [
             {"id": customers[0].key_id, "prefix": f"{customers[0].key[:9]}…", "active": True},
         ],
