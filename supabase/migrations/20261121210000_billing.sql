@@ -1214,6 +1214,8 @@ begin
     end admission;
 
     if v_refusal is not null then
+        -- It consumed nothing: what a crash may take of it, a count and a line of the log, is not worth waiting for the disk.
+        perform set_config('synchronous_commit', 'off', true);
         if v_idempotency_is_new then
             delete from gateway.idempotency_keys
             where key_id = v_key.id and idempotency_key = p_idempotency_key;

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tests.benchmarks import pgbench
 from tests.benchmarks.load import LoadError, check_answer, run_streams, run_wrk
 from tests.benchmarks.pgbench import PLACES, SCRIPTS
 
@@ -38,7 +39,7 @@ class Plan:
         http = contenders * len(HTTP_CONNECTIONS) * (WARM_UP_SECONDS + self.rounds * (self.seconds + 0.5))
         streams = contenders * self.rounds * self.streams * 0.04
         runs = len(SCRIPTS) * len(PLACES) * (1 + self.rounds * len(DATABASE_CONNECTIONS))
-        return http + streams + runs * (self.database_seconds + 0.5)
+        return http + streams + runs * (pgbench.WARM_UP_SECONDS + self.database_seconds + 0.5)
 
 
 @dataclass(slots=True)

@@ -941,6 +941,14 @@ FAULTS = (
         "if false then",
         ("test_expiry",),
     ),
+    Fault(
+        "an admission is answered before it is on the disk",
+        ADMIT,
+        "    perform set_config('gateway.engine', 'on', true);\n    if p_idempotency_key is not null and not",
+        "    perform set_config('synchronous_commit', 'off', true);\n"
+        "    perform set_config('gateway.engine', 'on', true);\n    if p_idempotency_key is not null and not",
+        ("test_refusals",),
+    ),
     # the order of locks
     Fault(
         "the settlement locks the account before the counters",

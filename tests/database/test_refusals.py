@@ -252,3 +252,26 @@ def test_traffic_is_shared_by_weight(engine: Engine) -> None:
     first = [engine.admitted(customer.key_hash)["candidates"][0]["service_id"] == second for _ in range(400)]
     # of 400 draws at 3 : 1 it is 300 ± 8.7; six standard deviations are one run in a thousand million
     assert 248 <= sum(first) <= 352
+
+
+def test_only_what_is_refused_is_answered_before_it_is_on_the_disk(
+    engine: Engine, customer: Customer
+) -> None:
+    with engine.database.connect(autocommit=False) as connection:
+
+        def waits() -> str:
+            row = connection.execute("show synchronous_commit").fetchone()
+            assert row is not None
+            return str(row[0])
+
+        connection.execute("set synchronous_commit = on")
+        admission = engine.admit(customer.key_hash, connection=connection)
+        assert (admission["admitted"], waits()) == (True, "on")
+        connection.commit()
+        assert engine.settle(admission, connection=connection)["status"] == "settled"
+        assert waits() == "on"
+        connection.commit()
+        assert not engine.admit(customer.key_hash, connection=connection, p_models=["nothing"])["admitted"]
+        assert waits() == "off"
+        connection.commit()
+        assert waits() == "on"
