@@ -3,7 +3,8 @@
 -- Locks the account.
 -- {"customer_id", "added_usd", "credits_added", "balance_after_usd", "credits_after", "debt_usd": still owed, "duplicate"}, or {"error": "unknown_customer" |
 -- "erased_customer" (nothing is paid in any more, but what is left can be paid out) | "invalid_amount" (zero, beyond a billion USD, a
--- balance beyond ten, or finer than the tenth decimal) | "reference_conflict" | "more_than_free", "free_usd"}.
+-- balance beyond ten, or finer than the tenth decimal) | "reserved_reference" (stripe:…, of payments alone: one that was taken would keep its
+-- payment out of the books) | "reference_conflict" | "more_than_free", "free_usd"}.
 create function api.add_credits(
     p_customer_id bigint default null, p_key_hash text default null, p_email text default null,
     p_usd numeric default null, p_credits numeric default null, p_reference text default null, p_note text default null, p_actor text default null
@@ -26,6 +27,9 @@ begin
     v_amount := coalesce(p_usd, p_credits * v_credit_value);
     if v_amount = 0 or v_amount <> coalesce(p_usd, p_credits * v_credit_value) then
         return jsonb_build_object('error', 'invalid_amount');
+    end if;
+    if starts_with(p_reference, 'stripe:') then
+        return jsonb_build_object('error', 'reserved_reference');
     end if;
     perform set_config('gateway.actor', coalesce(p_actor, ''), true);
     select c.id into v_customer_id

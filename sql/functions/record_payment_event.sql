@@ -67,7 +67,7 @@ begin
     select least(coalesce(sum(amount_minor), 0) * 0.01, p_payment.credited_usd - v_refund)
     into v_dispute
     from gateway.payment_disputes
-    where payment_id = p_payment.id and withdrawn and not returned;
+    where payment_id = p_payment.id and withdrawn_at > coalesce(returned_at, '-infinity');
 
     -- what is given back comes first, so that nobody owes for a moment what a refund in place of a dispute leaves as it was
     for v_change in
@@ -106,7 +106,7 @@ revoke all on function gateway.reconcile_payment(gateway.payments, text) from pu
 -- api.record_payment_event: takes in what an event of Stripe's tells of a payment, once, and brings the books to it. p_event: {"id", "type",
 -- "created": time, "livemode", "payment_intent", and of these what it tells: "checkout_session", "customer_id" (as we put it there), "asked_usd",
 -- "currency", "paid_minor", "failed": true, "refunded_minor" (all refunds together), "refund": {"id", "amount_minor", "failed"}, "dispute":
--- {"id", "amount_minor", "withdrawn", "returned"}}. Facts only grow (the most, the first, once true for ever), and what is booked follows from
+-- {"id", "amount_minor", "withdrawn", "returned"}}. Facts only grow (the most, the first, the last, once true for ever), and what is booked follows from
 -- them alone: any order, any repetition and any two at once come to the same account.
 -- {"outcome": recorded | duplicate, "payment": as list_payments has it, or null for a duplicate, "unexpected": why it was not credited, or not
 -- as asked (see gateway.reconcile_payment), or null}. Locks the event's id, then the payment, then the account.
@@ -158,12 +158,13 @@ begin
     end if;
     if p_event ? 'dispute' then
         v_disputed := p_event #>> '{dispute,id}';
-        insert into gateway.payment_disputes as d (id, payment_id, amount_minor, withdrawn, returned)
+        insert into gateway.payment_disputes as d (id, payment_id, amount_minor, withdrawn_at, returned_at)
         values (v_disputed, v_payment.id, (p_event #>> '{dispute,amount_minor}')::bigint,
-                (p_event #>> '{dispute,withdrawn}')::boolean, (p_event #>> '{dispute,returned}')::boolean)
+                case when (p_event #>> '{dispute,withdrawn}')::boolean then v_at end,
+                case when (p_event #>> '{dispute,returned}')::boolean then v_at end)
         on conflict (id) do update set
             amount_minor = greatest(d.amount_minor, excluded.amount_minor),
-            withdrawn = d.withdrawn or excluded.withdrawn, returned = d.returned or excluded.returned;
+            withdrawn_at = greatest(d.withdrawn_at, excluded.withdrawn_at), returned_at = greatest(d.returned_at, excluded.returned_at);
     end if;
 
     v_unexpected := gateway.reconcile_payment(v_payment, p_actor);

@@ -61,8 +61,8 @@ create table gateway.payment_disputes (
     id text primary key constraint payment_disputes_id_check check (length(id) between 1 and 255),
     payment_id bigint not null constraint payment_disputes_payment_id_fkey references gateway.payments,
     amount_minor bigint not null constraint payment_disputes_amount_minor_check check (amount_minor >= 0),
-    withdrawn boolean not null,
-    returned boolean not null
+    withdrawn_at timestamptz,
+    returned_at timestamptz
 );
 create index payment_disputes_payment_idx on gateway.payment_disputes (payment_id);
 alter table gateway.payment_disputes enable row level security;
@@ -71,8 +71,8 @@ comment on table gateway.payment_disputes is 'The disputes of a payment. Written
 comment on column gateway.payment_disputes.id is 'Stripe''s id of it (dp_…, du_…).';
 comment on column gateway.payment_disputes.payment_id is 'Of which payment.';
 comment on column gateway.payment_disputes.amount_minor is 'How much, in the currency''s smallest unit.';
-comment on column gateway.payment_disputes.withdrawn is 'Whether the money was taken from us: not by an inquiry alone.';
-comment on column gateway.payment_disputes.returned is 'Whether it was given back: the dispute was won.';
+comment on column gateway.payment_disputes.withdrawn_at is 'When an event last told that the money is taken from us, by Stripe''s clock: not by an inquiry or an appeal alone.';
+comment on column gateway.payment_disputes.returned_at is 'When an event last told that it is given back: the dispute was won. It counts unless it was taken later: a dispute that was won may be lost on appeal.';
 
 create table gateway.payment_events (
     id text primary key constraint payment_events_id_check check (length(id) between 1 and 255),

@@ -40,7 +40,7 @@ begin
         end if;
         -- ascending, so that no two begin at the same length
         if (v_tier -> 'above_input_tokens')::numeric not between v_above + 1 and 1000000000000
-            or (v_tier -> 'above_input_tokens')::numeric % 1 <> 0
+            or v_tier ->> 'above_input_tokens' !~ '^[0-9]+$'  -- nor 1000.0, which is read as a whole number where it counts
         then
             return false;
         end if;

@@ -109,7 +109,7 @@ begin
         end if;
         -- ascending, so that no two begin at the same length
         if (v_tier -> 'above_input_tokens')::numeric not between v_above + 1 and 1000000000000
-            or (v_tier -> 'above_input_tokens')::numeric % 1 <> 0
+            or v_tier ->> 'above_input_tokens' !~ '^[0-9]+$'  -- nor 1000.0, which is read as a whole number where it counts
         then
             return false;
         end if;
@@ -228,8 +228,8 @@ create table gateway.payment_disputes (
     id text primary key constraint payment_disputes_id_check check (length(id) between 1 and 255),
     payment_id bigint not null constraint payment_disputes_payment_id_fkey references gateway.payments,
     amount_minor bigint not null constraint payment_disputes_amount_minor_check check (amount_minor >= 0),
-    withdrawn boolean not null,
-    returned boolean not null
+    withdrawn_at timestamptz,
+    returned_at timestamptz
 );
 
 create index payment_disputes_payment_idx on gateway.payment_disputes (payment_id);
@@ -244,9 +244,9 @@ comment on column gateway.payment_disputes.payment_id is 'Of which payment.';
 
 comment on column gateway.payment_disputes.amount_minor is 'How much, in the currency''s smallest unit.';
 
-comment on column gateway.payment_disputes.withdrawn is 'Whether the money was taken from us: not by an inquiry alone.';
+comment on column gateway.payment_disputes.withdrawn_at is 'When an event last told that the money is taken from us, by Stripe''s clock: not by an inquiry or an appeal alone.';
 
-comment on column gateway.payment_disputes.returned is 'Whether it was given back: the dispute was won.';
+comment on column gateway.payment_disputes.returned_at is 'When an event last told that it is given back: the dispute was won. It counts unless it was taken later: a dispute that was won may be lost on appeal.';
 
 create table gateway.payment_events (
     id text primary key constraint payment_events_id_check check (length(id) between 1 and 255),
@@ -2024,7 +2024,8 @@ create trigger refuse_hand_edit before insert or update or delete or truncate on
 -- Locks the account.
 -- {"customer_id", "added_usd", "credits_added", "balance_after_usd", "credits_after", "debt_usd": still owed, "duplicate"}, or {"error": "unknown_customer" |
 -- "erased_customer" (nothing is paid in any more, but what is left can be paid out) | "invalid_amount" (zero, beyond a billion USD, a
--- balance beyond ten, or finer than the tenth decimal) | "reference_conflict" | "more_than_free", "free_usd"}.
+-- balance beyond ten, or finer than the tenth decimal) | "reserved_reference" (stripe:…, of payments alone: one that was taken would keep its
+-- payment out of the books) | "reference_conflict" | "more_than_free", "free_usd"}.
 create or replace function api.add_credits(
     p_customer_id bigint default null, p_key_hash text default null, p_email text default null,
     p_usd numeric default null, p_credits numeric default null, p_reference text default null, p_note text default null, p_actor text default null
@@ -2047,6 +2048,9 @@ begin
     v_amount := coalesce(p_usd, p_credits * v_credit_value);
     if v_amount = 0 or v_amount <> coalesce(p_usd, p_credits * v_credit_value) then
         return jsonb_build_object('error', 'invalid_amount');
+    end if;
+    if starts_with(p_reference, 'stripe:') then
+        return jsonb_build_object('error', 'reserved_reference');
     end if;
     perform set_config('gateway.actor', coalesce(p_actor, ''), true);
     select c.id into v_customer_id
@@ -2162,7 +2166,7 @@ begin
     select least(coalesce(sum(amount_minor), 0) * 0.01, p_payment.credited_usd - v_refund)
     into v_dispute
     from gateway.payment_disputes
-    where payment_id = p_payment.id and withdrawn and not returned;
+    where payment_id = p_payment.id and withdrawn_at > coalesce(returned_at, '-infinity');
 
     -- what is given back comes first, so that nobody owes for a moment what a refund in place of a dispute leaves as it was
     for v_change in
@@ -2203,7 +2207,7 @@ revoke all on function gateway.reconcile_payment(gateway.payments, text) from pu
 -- api.record_payment_event: takes in what an event of Stripe's tells of a payment, once, and brings the books to it. p_event: {"id", "type",
 -- "created": time, "livemode", "payment_intent", and of these what it tells: "checkout_session", "customer_id" (as we put it there), "asked_usd",
 -- "currency", "paid_minor", "failed": true, "refunded_minor" (all refunds together), "refund": {"id", "amount_minor", "failed"}, "dispute":
--- {"id", "amount_minor", "withdrawn", "returned"}}. Facts only grow (the most, the first, once true for ever), and what is booked follows from
+-- {"id", "amount_minor", "withdrawn", "returned"}}. Facts only grow (the most, the first, the last, once true for ever), and what is booked follows from
 -- them alone: any order, any repetition and any two at once come to the same account.
 -- {"outcome": recorded | duplicate, "payment": as list_payments has it, or null for a duplicate, "unexpected": why it was not credited, or not
 -- as asked (see gateway.reconcile_payment), or null}. Locks the event's id, then the payment, then the account.
@@ -2255,12 +2259,13 @@ begin
     end if;
     if p_event ? 'dispute' then
         v_disputed := p_event #>> '{dispute,id}';
-        insert into gateway.payment_disputes as d (id, payment_id, amount_minor, withdrawn, returned)
+        insert into gateway.payment_disputes as d (id, payment_id, amount_minor, withdrawn_at, returned_at)
         values (v_disputed, v_payment.id, (p_event #>> '{dispute,amount_minor}')::bigint,
-                (p_event #>> '{dispute,withdrawn}')::boolean, (p_event #>> '{dispute,returned}')::boolean)
+                case when (p_event #>> '{dispute,withdrawn}')::boolean then v_at end,
+                case when (p_event #>> '{dispute,returned}')::boolean then v_at end)
         on conflict (id) do update set
             amount_minor = greatest(d.amount_minor, excluded.amount_minor),
-            withdrawn = d.withdrawn or excluded.withdrawn, returned = d.returned or excluded.returned;
+            withdrawn_at = greatest(d.withdrawn_at, excluded.withdrawn_at), returned_at = greatest(d.returned_at, excluded.returned_at);
     end if;
 
     v_unexpected := gateway.reconcile_payment(v_payment, p_actor);

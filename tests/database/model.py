@@ -215,8 +215,8 @@ class Payment:
     refunded_in_all: int = 0
     refunds: dict[str, tuple[int, bool]] = field(default_factory=dict)
     """(amount, whether it failed)"""
-    disputes: dict[str, tuple[int, bool, bool]] = field(default_factory=dict)
-    """(amount, whether it was withdrawn, whether it was given back)"""
+    disputes: dict[str, tuple[int, str, str]] = field(default_factory=dict)
+    """(amount, when it was last withdrawn, when it was last given back)"""
     credited: Decimal = NOTHING
     refunded: Decimal = NOTHING
     disputed: Decimal = NOTHING
@@ -873,11 +873,11 @@ class Model:
                 failed or refund["failed"],
             )
         if dispute := told.get("dispute"):
-            amount, withdrawn, returned = payment.disputes.get(dispute["id"], (0, False, False))
+            amount, withdrawn, returned = payment.disputes.get(dispute["id"], (0, "", ""))
             payment.disputes[dispute["id"]] = (
                 max(amount, dispute["amount_minor"]),
-                withdrawn or dispute["withdrawn"],
-                returned or dispute["returned"],
+                max(withdrawn, told["created"] if dispute["withdrawn"] else ""),
+                max(returned, told["created"] if dispute["returned"] else ""),
             )
         self._reconcile(payment)
         return "recorded"
@@ -894,7 +894,7 @@ class Model:
         failed = sum(amount for amount, has_failed in payment.refunds.values() if has_failed)
         refunded = min(Decimal(max(payment.refunded_in_all, known) - failed) / 100, payment.credited)
         taken = sum(
-            amount for amount, withdrawn, returned in payment.disputes.values() if withdrawn and not returned
+            amount for amount, withdrawn, returned in payment.disputes.values() if withdrawn > returned
         )
         disputed = min(Decimal(taken) / 100, payment.credited - refunded)
         changes = [("refund", refunded - payment.refunded), ("dispute", disputed - payment.disputed)]

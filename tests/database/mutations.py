@@ -120,8 +120,15 @@ FAULTS = (
     Fault(
         "a dispute that was won is taken back by an older event",
         PAYMENTS,
-        "returned = d.returned or excluded.returned;",
-        "returned = excluded.returned;",
+        "returned_at = greatest(d.returned_at, excluded.returned_at);",
+        "returned_at = excluded.returned_at;",
+        ("test_payments",),
+    ),
+    Fault(
+        "a dispute that was won once is never lost",
+        PAYMENTS,
+        "withdrawn_at > coalesce(returned_at, '-infinity')",
+        "withdrawn_at is not null and returned_at is null",
         ("test_payments",),
     ),
     Fault(

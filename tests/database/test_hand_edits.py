@@ -109,7 +109,7 @@ def furnished(engine: Engine) -> Engine:
         "update gateway.payments set credited_usd = 0",
         "delete from gateway.payment_events",
         "delete from gateway.payment_refunds",
-        "update gateway.payment_disputes set returned = true",
+        "update gateway.payment_disputes set returned_at = now()",
         "update gateway.statements set document = '{}'",
         "delete from gateway.statements",
         "truncate gateway.customers cascade",

@@ -134,6 +134,44 @@ def test_every_order_comes_to_the_same(engine: Engine, told: list[JSONObject]) -
     engine.assert_books_agree()
 
 
+@pytest.mark.parametrize("order", [*itertools.permutations(range(4))])
+def test_the_last_word_of_a_dispute_counts_in_whatever_order_it_comes(
+    engine: Engine, order: tuple[int, ...]
+) -> None:
+    """Won, lost after all, won again: money of the operator's or the customer's with every turn."""
+    customer = engine.customer(None)
+    engine.paid(customer.id, 1000)
+    heard: list[tuple[int, bool]] = []
+    for turn in order:
+        returned = turn % 2 == 1
+        engine.payment_event(
+            "pi_1",
+            {
+                "created": f"2026-11-2{turn}T12:00:00+00:00",
+                "dispute": {"id": "dp", "amount_minor": 600, "withdrawn": True, "returned": returned},
+            },
+        )
+        heard.append((turn, returned))
+        assert payment(engine) == (10, 0, 0 if max(heard)[1] else 6)
+    assert books(engine, customer) == (10, 0, 0)
+    # what tells of no movement (an appeal, an inquiry) changes nothing, however late
+    late = {"id": "dp", "amount_minor": 600, "withdrawn": False, "returned": False}
+    engine.payment_event("pi_1", {"created": "2026-12-01T12:00:00+00:00", "dispute": late})
+    assert books(engine, customer) == (10, 0, 0)
+    engine.assert_books_agree()
+
+
+def test_credits_by_hand_take_no_reference_of_stripes(engine: Engine) -> None:
+    """Else the payment of that name could never be booked: its event would fail for ever."""
+    customer = engine.customer(None)
+    told = engine.call("add_credits", p_customer_id=customer.id, p_usd=usd("5"), p_reference="stripe:pi_1")
+    assert told == {"error": "reserved_reference"}
+    assert engine.paid(customer.id, 1000)["outcome"] == "recorded"
+    told = engine.call("add_credits", p_customer_id=customer.id, p_usd=usd("10"), p_reference="stripe:pi_1")
+    assert told == {"error": "reserved_reference"}
+    assert books(engine, customer) == (10, 0, 0)
+
+
 def test_the_sum_alone_and_the_refunds_one_by_one_do_not_add_up_twice(engine: Engine) -> None:
     customer = engine.customer(None)
     engine.paid(customer.id, 1000)

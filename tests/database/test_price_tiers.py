@@ -323,6 +323,7 @@ def _edited(**changes: Any) -> list[JSONObject]:
         _edited(above_input_tokens=0),
         _edited(above_input_tokens=-1),
         _edited(above_input_tokens=1.5),
+        _edited(above_input_tokens=1000.0),  # which no bigint is read from, and every admission reads one
         _edited(above_input_tokens=10**13),
         _edited(above_input_tokens="1000"),
         _edited(above_input_tokens=None),

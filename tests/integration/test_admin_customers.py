@@ -162,6 +162,8 @@ async def test_one_reference_is_credited_once(management: Management) -> None:
     assert second["balance_after_usd"] == "5"
     conflict = await management.admin("POST", "/admin/add_credits", {**body, "usd": "5.01"})
     assert_error(conflict, 409, "reference_conflict", "reference")
+    reserved = await management.admin("POST", "/admin/add_credits", {**body, "reference": "stripe:pi_1"})
+    assert_error(reserved, 422, "reserved_reference", "reference")
     # The reference is the customer's own.
     await management.ok("POST", "/admin/add_credits", {**body, "user_id": other.id})
     entries = management.query(

@@ -146,6 +146,11 @@ class Customers:
             unknown_customer=unknown("customer", param=named(asked, "user_id", "api_key", "email")),
             erased_customer=erased(param=named(asked, "user_id", "api_key", "email")),
             invalid_amount=invalid_amount(named(asked, "usd", "credits")),
+            reserved_reference=Unprocessable(
+                "reference: stripe:… is for payments that Stripe tells of",
+                param="reference",
+                code="reserved_reference",
+            ),
             reference_conflict=Conflict(
                 "Another amount was booked under this reference.",
                 code="reference_conflict",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from gateway.runtime.process import Process
 
-VERSION = "2025-03-31.basil"
+VERSION = "2026-10-28.endive"
 """What our calls are written for, whatever the account's own version is."""
 PAGE = 100
 _TRIES = 2

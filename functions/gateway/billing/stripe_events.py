@@ -56,7 +56,8 @@ CHARGE_REFUNDED = "charge.refunded"
 TYPES = (*sorted(SESSION_TYPES), CHARGE_REFUNDED, *sorted(REFUND_TYPES), *sorted(DISPUTE_TYPES))
 """The events that the webhook is to be sent."""
 
-# An inquiry (warning_…) moves no money; a dispute that was prevented never did.
+# An inquiry (warning_…) moves no money; a dispute that was prevented never did. An appeal (appeal_…) does not
+# say where the money is: what was told before stands until the dispute is won or lost, or its money moves.
 _WITHDRAWN = frozenset({"needs_response", "under_review", "lost", "won"})
 _FAILED_REFUND = frozenset({"failed", "canceled"})
 _MAX_SIGNATURES = 16

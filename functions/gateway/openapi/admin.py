@@ -138,6 +138,11 @@ ROUTES: Routes = {
             unknown("customer", param="email"),
             unknown("key", param="api_key"),
             _ERASED,
+            Unprocessable(
+                "reference: stripe:… is for payments that Stripe tells of",
+                param="reference",
+                code="reserved_reference",
+            ),
             Conflict(
                 "Another amount was booked under this reference.",
                 code="reference_conflict",
