@@ -9,17 +9,17 @@ import pytest
 from playwright.sync_api import expect
 
 from gateway import assets
-from tests.fixtures.browser import Dashboard, browser, dashboard
+from tests.fixtures.browser import PATIENCE, Dashboard, browser, caching_browser, dashboard
 from tests.fixtures.gateway import RunningGateway, gateway, module_gateway
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Browser, Locator, Page
 
     from tests.fixtures.gateway import Customer
 
-__all__ = ["browser", "dashboard", "gateway", "module_gateway"]
+__all__ = ["browser", "caching_browser", "dashboard", "gateway", "module_gateway"]
 
 POLLED_MS = 16_000
 SCOPES = ["chat", "usage", "keys", "billing"]
@@ -202,6 +202,24 @@ def test_signing_out_leaves_nothing(dashboard: Dashboard, customer: Customer) ->
     expect(page.get_by_role("button", name="Sign in", exact=True)).to_be_visible()
     page.go_back()
     expect(page.get_by_role("button", name="Sign in", exact=True)).to_be_visible()
+
+
+def test_a_page_that_the_browser_keeps_has_forgotten_the_key(
+    caching_browser: Browser, gateway: RunningGateway, customer: Customer
+) -> None:
+    """Going back shows the page as it was left, with its memory: whoever goes back has to sign in."""
+    dashboard = Dashboard(caching_browser, gateway.url)
+    page = signed_in(dashboard, customer.key)
+    dashboard.visit("usage")
+    page.evaluate("() => addEventListener('pageshow', (event) => { window.kept = event.persisted; })")
+    page.goto(f"{gateway.url}/health")
+    page.evaluate("() => { setTimeout(() => history.back(), 50); }")
+    expect(page.get_by_role("button", name="Sign in", exact=True)).to_be_visible(timeout=PATIENCE)
+    assert page.evaluate("() => window.kept") is True
+    assert SECRET.search(page.evaluate(STORED)) is None
+    dashboard.sign_in(customer.key)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Usage")
+    dashboard.close()
 
 
 def test_an_ended_session_asks_again_and_keeps_the_view(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
+from tests.fixtures.browser import browser, caching_browser
 from tests.fixtures.gateway import RunningGateway, gateway, module_gateway
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, Page
 
-__all__ = ["gateway", "module_gateway"]
+__all__ = ["browser", "caching_browser", "gateway", "module_gateway"]
 
 PAGES = ["/docs", "/redoc"]
 PATIENCE = 30_000
@@ -54,17 +54,6 @@ class Watched:
     def _got(self, status: int, url: str) -> None:
         if status >= 400:
             self.faults.append(f"{status}: {url}")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert path, "Chromium is missing: apt-get install chromium"
-    with sync_playwright() as playwright:
-        # Tests may run as root, where Chromium's sandbox can't.
-        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.fixture
@@ -150,6 +139,23 @@ def test_a_key_is_forgotten_with_the_page(watched: Watched, gateway: RunningGate
     stored = page.evaluate("() => JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")
     assert "sk_" not in stored
     page.reload(wait_until="networkidle")
+    page.get_by_role("button", name="Authorize").first.click()
+    expect(page.get_by_label("auth-bearer-value").first).to_have_value("")
+
+
+def test_going_back_to_the_page_does_not_bring_the_key_back(
+    caching_browser: Browser, gateway: RunningGateway
+) -> None:
+    page = caching_browser.new_page()
+    page.goto(f"{gateway.url}/docs", wait_until="networkidle")
+    page.get_by_role("button", name="Authorize").first.click()
+    page.get_by_label("auth-bearer-value").first.fill(gateway.customer().key)
+    page.get_by_role("button", name="Apply credentials").first.click()
+    page.evaluate("() => { window.left = true; }")
+    page.goto(f"{gateway.url}/health")
+    page.evaluate("() => { setTimeout(() => history.back(), 50); }")
+    page.wait_for_url("**/docs")
+    page.wait_for_function("() => document.querySelector('.authorize') && window.left === undefined")
     page.get_by_role("button", name="Authorize").first.click()
     expect(page.get_by_label("auth-bearer-value").first).to_have_value("")
 

@@ -11,3 +11,6 @@ SwaggerUIBundle({
   // The validator would be another origin's.
   validatorUrl: null,
 });
+
+// Where the browser kept the page to go back to, it kept the key, too.
+addEventListener("pageshow", ({ persisted }) => persisted && location.reload());

@@ -218,8 +218,8 @@ bind("by-mail", "mail", async (mail) => {
   say("If this address has an account, a link is on its way. Open it in this browser.");
 });
 session.onEnd((reason) => {
-  const note = reason === "expired" ? "Your session has ended. Sign in again to go on where you were." : "";
-  if (reason !== "expired") history.replaceState(null, "", location.pathname);
+  const note = { expired: "Your session has ended. Sign in again to go on where you were.", left: "You left this page. Sign in again to go on where you were." }[reason] ?? "";
+  if (!note) history.replaceState(null, "", location.pathname);
   ask(note);
 });
 addEventListener("hashchange", () => session.who() && show());

@@ -21,7 +21,7 @@ export async function loadConfig() {
   return config;
 }
 
-/** `listener(reason)` hears that the session is over: "signed-out" or "expired". */
+/** `listener(reason)` hears that the session is over: "signed-out", "expired" or "left". */
 export const onEnd = (listener) => (ended = listener);
 export const who = () => caller;
 
@@ -49,6 +49,9 @@ export const signOut = () => {
   if (token) ask("logout?scope=local", {}, token).catch(() => {});
   end("signed-out");
 };
+
+// The browser may keep the page as it is, to show it again to whoever goes back.
+addEventListener("pagehide", ({ persisted }) => persisted && (key || person) && end("left"));
 
 async function start() {
   try {
