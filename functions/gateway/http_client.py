@@ -82,6 +82,8 @@ class DirectClient(httpx.AsyncClient):
 
     async def send(self, request: httpx.Request, *, stream: bool = False, **_others: Any) -> httpx.Response:
         """Send it once, as it is. Raises httpx.TransportError."""
+        if self.is_closed:
+            raise RuntimeError("the client has been closed")
         transport = self._plain if request.url.scheme == "http" else self._secure
         response = await transport.handle_async_request(request)
         response.request = request

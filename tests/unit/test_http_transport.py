@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 BODY = b'{"a": 1}'
 GOOD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
-PATIENCE = httpx.Timeout(0.4)
+PATIENCE = httpx.Timeout(10)
 LIMITS = httpx.Limits(max_connections=4, max_keepalive_connections=4, keepalive_expiry=5)
 
 
@@ -611,6 +612,112 @@ async def test_a_server_that_speaks_no_tls_is_an_error_of_connecting(client: Any
         await connection.say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
     for serve, kind in ((silent, httpx.ConnectTimeout), (loud, httpx.ConnectError)):
-        async with Server(serve).running() as server, client() as http:
+        patience = httpx.Timeout(10, connect=0.3)
+        async with Server(serve).running() as server, client(patience=patience) as http:
             with pytest.raises(kind):
                 await http.post(server.url.replace("http:", "https:"), content=BODY)
+
+
+async def gone(connection: Connection) -> bool:
+    """Whether the client has closed a connection that it has read to its end."""
+    try:
+        async with asyncio.timeout(0.3):
+            return await connection.reader.read(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+async def once(connection: Connection) -> None:
+    """Answer one request and leave the rest to the test."""
+    await connection.request()
+    await connection.say(GOOD)
+    await asyncio.sleep(5)
+
+
+@asynccontextmanager
+async def pool(**limits: Any) -> AsyncIterator[httpx.AsyncClient]:
+    transport = PooledTransport(ssl.create_default_context(), httpx.Limits(**limits))
+    async with DirectClient(transport, timeout=PATIENCE) as http:
+        yield http
+
+
+async def test_an_idle_connection_is_closed_in_time_by_a_call_of_another_server() -> None:
+    async with (
+        Server(once).running() as one,
+        Server(once).running() as other,
+        pool(keepalive_expiry=0.1) as http,
+    ):
+        await http.post(one.url, content=BODY)
+        assert not await gone(one.connections[0])
+        await http.post(other.url, content=BODY)
+        assert await gone(one.connections[0])
+
+
+async def test_no_more_are_kept_than_allowed_and_those_left_longest_go_first() -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(Server(once).running()) for _ in range(3)]
+        http = await stack.enter_async_context(pool(max_keepalive_connections=2))
+        for server in servers:
+            await http.post(server.url, content=BODY)
+        assert [await gone(server.connections[0]) for server in servers] == [True, False, False]
+        await http.aclose()
+        assert all([await gone(server.connections[0]) for server in servers])
+        with pytest.raises(RuntimeError, match="closed"):
+            await http.post(servers[0].url, content=BODY)
+
+
+async def test_a_client_that_is_closed_ends_what_is_under_way() -> None:
+    async with Server(answering(GOOD[:-1])).running() as server, pool() as http:
+        call = asyncio.create_task(http.post(server.url, content=BODY))
+        await asyncio.sleep(0.05)
+        await http.aclose()
+        with pytest.raises(httpx.TransportError):
+            await call
+
+
+async def test_servers_are_told_apart_by_name_and_port() -> None:
+    async with (
+        Server(answering(GOOD)).running() as one,
+        Server(answering(WRONG)).running() as other,
+        pool() as http,
+    ):
+        for _ in range(2):
+            assert (await http.post(one.url, content=BODY)).content == b"{}"
+            assert (await http.post(other.url, content=BODY)).content == b"wrong"
+            assert (await http.post(one.url.replace("127.0.0.1", "localhost"), content=BODY)).content == b"{}"
+    assert len(other.connections) == 1
+
+
+@pytest.mark.parametrize("left", ["waiting", "unread", "failed", "cancelled"])
+async def test_a_call_that_ends_in_any_way_leaves_its_place(left: str) -> None:
+    async def serve(connection: Connection) -> None:
+        while request := await connection.request():
+            if request.endswith(b"fail"):
+                return
+            if not request.endswith(b"wait"):
+                await connection.say(GOOD)
+
+    async with Server(serve).running() as server, pool(max_connections=1) as http:
+        for _ in range(5):
+            if left == "unread":
+                request = http.build_request("POST", server.url, content=BODY)
+                await (await http.send(request, stream=True)).aclose()
+            elif left == "failed":
+                with pytest.raises(httpx.RemoteProtocolError):
+                    await http.post(server.url, content=b"fail")
+            else:
+                calls = [asyncio.create_task(http.post(server.url, content=b"wait")) for _ in range(3)]
+                await asyncio.sleep(0.02)
+                for call in reversed(calls) if left == "waiting" else calls:
+                    call.cancel()
+                await asyncio.gather(*calls, return_exceptions=True)
+        assert (await http.post(server.url, content=BODY)).content == b"{}"
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "/path", "http:///path"])
+async def test_what_is_no_address_is_refused(url: str) -> None:
+    async with pool() as http:
+        with pytest.raises((httpx.UnsupportedProtocol, httpx.InvalidURL)):
+            await http.post(url, content=BODY)
