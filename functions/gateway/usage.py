@@ -141,6 +141,9 @@ class Usage:
             if refusal["refusal"] == "model_not_found":
                 raise error
             reason = error.message
+            if refusal["refusal"] == "insufficient_credits" and query.model is None:
+                # No call is meant: what one may cost would say nothing.
+                reason = f"Not enough credits: ${refusal['available_usd']} is available. Top up the balance."
             if (model := refusal.get("of_model")) is not None:
                 reason += f" This is the limit of {model} by itself; ?model= asks about another."
         return JSONResponse(

@@ -249,6 +249,9 @@ async def test_no_money_is_told_as_the_refusal_tells_it(management: Management) 
     told = await management.ok("GET", f"/user/limit?model={model['name']}", key=customer.key)
     assert told["current_usage"]["allowed"] is False
     assert told["current_usage"]["reason"] == await refused(management, customer, model["name"])
+    general = (await management.ok("GET", "/user/limit", key=customer.key))["current_usage"]
+    assert general["allowed"] is False
+    assert general["reason"] == "Not enough credits: $0 is available. Top up the balance."
 
 
 async def test_limit_of_an_unknown_model_or_a_misspelt_parameter(management: Management) -> None:
