@@ -208,6 +208,16 @@ def call(gateway: RunningGateway, customer: Customer, model: str = MODEL) -> int
     return gateway.http(customer).post("/v1/chat/completions", json=body).status_code
 
 
+def test_a_request_among_all_says_whose_it_is(
+    dashboard: Dashboard, gateway: RunningGateway, desk: Page
+) -> None:
+    customer = gateway.customer("3")
+    assert call(gateway, customer) == 200
+    go(dashboard, "requests")
+    desk.locator(".table tbody tr").first.get_by_role("link", name=f"Customer {customer.id}").click()
+    expect(desk.locator(".pairs")).to_contain_text(customer.username)
+
+
 def test_a_suspended_customers_next_call_is_refused(
     dashboard: Dashboard, gateway: RunningGateway, desk: Page
 ) -> None:

@@ -8,6 +8,9 @@ const OUTCOMES = { succeeded: "good", failed: "bad", cut: "warn", cancelled: "wa
 const outcome = (row) => row.outcome ?? (row.state === "held" ? "running" : row.state);
 const all = (tokens) => ["input", "cached_input", "cache_write", "audio_input", "image_input", "output", "audio_output", "image_output"].reduce((sum, name) => sum + (tokens[name] ?? 0), 0);
 
+/** Whether the rows may be anybody's: then they say whose. */
+const ofAll = ({ caller, customer }) => caller.is_admin && customer === null;
+
 export function requestTable(rows, context, { brief = false } = {}) {
   const more = [
     { label: "Tokens", kind: "number wide-only", cell: (row) => count(all(row.tokens)) },
@@ -20,6 +23,7 @@ export function requestTable(rows, context, { brief = false } = {}) {
     open: (row) => detail(row, context),
     columns: [
       { label: "Model", cell: (row) => row.model ?? row.requested_model },
+      ...(ofAll(context) ? [{ label: "Customer", kind: "wide-only", cell: (row) => (row.customer_id === null ? "–" : h("a", { href: `#/admin/customers?id=${row.customer_id}`, "aria-label": `Customer ${row.customer_id}` }, `#${row.customer_id}`)) }] : []),
       { label: "Outcome", cell: (row) => badge(row.error_code ?? outcome(row), OUTCOMES[outcome(row)]) },
       ...(brief ? [] : more),
       { label: "Charge", kind: "number", cell: (row) => (row.charge_usd === null && row.hold_usd ? `≤ ${money(row.hold_usd)}` : columnMoney(row.charge_usd, 6)) },
@@ -28,7 +32,8 @@ export function requestTable(rows, context, { brief = false } = {}) {
   });
 }
 
-function detail(row, { caller }) {
+function detail(row, context) {
+  const { caller } = context;
   const usd = (text) => (text === null ? "–" : h("span", {}, exactMoney(text)));
   const tokens = Object.entries(row.tokens).filter(([, number]) => number !== null);
   const pairs = [
@@ -37,6 +42,7 @@ function detail(row, { caller }) {
     ["Endpoint", row.endpoint],
     ["Model", row.requested_model === row.model ? row.model : `${row.model}, asked for as ${row.requested_model}`],
     ["Provider", row.provider ?? "nobody answered"],
+    ofAll(context) ? ["Customer", row.customer_id === null ? "–" : `#${row.customer_id}`] : null,
     ["Key", `#${row.key_id}`],
     ["Outcome", h("span", {}, badge(outcome(row), OUTCOMES[outcome(row)]), row.status ? ` HTTP ${row.status}` : "")],
     row.error_code ? ["Error", h("code", {}, row.error_code)] : null,
