@@ -47,6 +47,9 @@ export const shortMoney = (value) => number(value, value < 1000 ? { ...usd, mini
 
 /** For columns: as many digits behind the point in each, so that they stand below each other. */
 export const columnMoney = (text, digits = 4) => (text === null || text === undefined ? "–" : number(text, { ...usd, minimumFractionDigits: digits, maximumFractionDigits: digits, roundingMode: "trunc" }));
+
+/** How many digits behind the point a column of amounts needs: more where all of them are small. */
+export const columnDigits = (texts) => (texts.every((text) => Math.abs(Number(text ?? 0)) < 1) ? 6 : 4);
 export const percent = (part, whole) => (whole ? number(part / whole, { style: "percent", maximumFractionDigits: 1 }) : "–");
 
 export function duration(milliseconds) {

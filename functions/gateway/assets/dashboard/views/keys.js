@@ -109,7 +109,7 @@ export default {
       return act().catch((error) => toast(error.message, "bad"));
     };
 
-    const revoke = (key) => confirm({ title: `Revoke ${key.name}?`, text: "It stops at once and for good. Its requests stay in the log.", label: "Revoke", act: async () => (await api.delete(`/v1/keys/${key.id}`), toast(`${key.name} is revoked.`), poller.now(), true) });
+    const revoke = (key) => confirm({ title: `Revoke ${key.name}?`, text: `It stops at once and for good. Its requests stay in the log.${key.id === caller.key?.id ? " It is the key that you have signed in with: this ends your session." : ""}`, label: "Revoke", act: async () => (await api.delete(`/v1/keys/${key.id}`), toast(`${key.name} is revoked.`), poller.now(), true) });
 
     function draw(keys) {
       list.replaceChildren(table({

@@ -15,6 +15,7 @@ export function stat(label) {
     node: h("div", { class: "stat" }, h("dt", {}, label), figure, beside),
     set(value, text, exact) {
       figure.textContent = value;
+      figure.classList.toggle("long", value.length > 8);
       if (exact) figure.title = exact;
       beside.textContent = text;
     },
@@ -64,7 +65,7 @@ export default {
         const requests = total(whole, MEASURES.requests), errors = total(whole, MEASURES.errors);
         stats.requests.set(count(requests), errors ? `${count(errors)} failed (${percent(errors, requests)})` : "None failed");
         const timed = whole.data.filter((point) => point.latency_ms.p50 !== null).at(-1);
-        stats.latency.set(duration(timed?.latency_ms.p50), timed?.time_to_first_token_ms.p50 ? `${duration(timed.time_to_first_token_ms.p50)} to the first token` : "of the latest day that has any");
+        stats.latency.set(duration(timed?.latency_ms.p50), timed?.time_to_first_token_ms.p50 ? `${duration(timed.time_to_first_token_ms.p50)} to the first token` : timed ? "of the latest day that has any" : "of no call yet");
         banner?.remove();
         if (compare(free, "0") <= 0) root.prepend((banner = h("div", { class: "banner bad" }, "There are no credits left: calls are refused until there are.", context.may("billing") ? h("a", { class: "button small", href: "#/billing" }, "Billing") : null)));
         if (log.data.length === 0 && requests === 0) body.replaceChildren(empty("No calls yet", "What you use shows here within seconds of the first call.", h("a", { class: "button primary", href: "#/start" }, "Make the first call")));

@@ -2,7 +2,7 @@
 
 import { chart } from "../chart.js";
 import { card, empty, failed, h, table, tabs } from "../dom.js";
-import { columnMoney, count, percent, sum } from "../format.js";
+import { columnDigits, columnMoney, count, percent } from "../format.js";
 import { drawn, groups, MEASURES, query, RANGES, total } from "./series.js";
 
 const BY = [["", "Together"], ["model", "By model"], ["key", "By key"]];
@@ -38,13 +38,15 @@ export default {
       if (used) shown.update(drawn(told, measure()));
       root.append(totals);
       const all = total(told, MEASURES.requests);
+      const rows = used ? groups(told, MEASURES.spend) : [];
+      const spent = ({ points }) => total({ data: points }, MEASURES.spend), digits = columnDigits(rows.map(spent));
       totals.replaceChildren(h("h2", {}, "In all"), table({
         caption: "Totals",
-        rows: used ? groups(told, MEASURES.spend) : [],
+        rows,
         empty: h("p", { class: "muted" }, "Nothing."),
         columns: [
           { label: { model: "Model", key: "Key" }[told.group_by] ?? "All", cell: ({ name }) => (told.group_by ? name : "All") },
-          { label: "Spend", kind: "number", cell: ({ points }) => columnMoney(sum(points.map((point) => point.charge_usd))) },
+          { label: "Spend", kind: "number", cell: (row) => columnMoney(spent(row), digits) },
           { label: "Requests", kind: "number", cell: ({ points }) => count(total({ data: points }, MEASURES.requests)) },
           { label: "Share", kind: "number", cell: ({ points }) => percent(total({ data: points }, MEASURES.requests), all) },
           { label: "Errors", kind: "number", cell: ({ points }) => count(total({ data: points }, MEASURES.errors)) },

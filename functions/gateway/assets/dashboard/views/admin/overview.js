@@ -2,7 +2,7 @@
 
 import { chart } from "../../chart.js";
 import { badge, card, empty, failed, h, skeleton, table, tabs } from "../../dom.js";
-import { columnMoney, compare, count, exactMoney, interval, limitName, limitValue, minus, money, percent, shortMoney, sum, time } from "../../format.js";
+import { columnDigits, columnMoney, compare, count, exactMoney, interval, limitName, limitValue, minus, money, percent, shortMoney, sum, time } from "../../format.js";
 import { stat } from "../overview.js";
 import { drawn, groups, MEASURES as OF_USAGE, query, RANGES, total } from "../series.js";
 import { healthColumns } from "./services.js";
@@ -51,7 +51,8 @@ export default {
     function showModels() {
       const name = { model: "Model", provider: "Provider" }[told.group_by] ?? "Interval";
       const rows = told.group_by ? groups(told, MEASURES.spend) : told.data.filter((point) => point.requests > 0).map((point) => ({ name: interval(point.start, told.interval, told.time_zone), points: [point] })).reverse();
-      const part = (usd) => ({ points }) => columnMoney(total({ data: points }, MEASURES[usd]));
+      const digits = columnDigits(rows.map(({ points }) => total({ data: points }, MEASURES.spend)));
+      const part = (usd) => ({ points }) => columnMoney(total({ data: points }, MEASURES[usd]), digits);
       models.replaceChildren(h("h2", {}, `Margin by ${name.toLowerCase()}`), table({
         caption: "Margin",
         rows: rows.slice(0, 31),
@@ -106,7 +107,7 @@ export default {
           columns: [
             { label: "Customer", cell: (row) => [row.name, row.active ? "" : [" ", badge("suspended", "bad")]].flat() },
             { label: "Requests", kind: "number", cell: (row) => count(row.requests) },
-            { label: "Charged", kind: "number", cell: (row) => columnMoney(row.charge_usd) },
+            { label: "Charged", kind: "number", cell: (row) => columnMoney(row.charge_usd, columnDigits(top.data.map((each) => each.charge_usd))) },
           ],
         }));
         providers.replaceChildren(h("div", { class: "card-head" }, h("h2", {}, "Providers"), h("a", { href: "#/admin/services" }, "Services")), table({
