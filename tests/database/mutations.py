@@ -602,6 +602,35 @@ FAULTS = (
         "next_attempt_at is not null",
         ("test_alerts",),
     ),
+    # the operator's lists
+    Fault(
+        "what came late is nobody's charge",
+        "functions/list_top_customers.sql",
+        "where late and bucket >= v_start",
+        "where false and bucket >= v_start",
+        ("test_operator_lists",),
+    ),
+    Fault(
+        "what is closed is charged twice to whom was charged the most",
+        "functions/list_top_customers.sql",
+        "where bucket >= greatest(v_closed_until, v_start)",
+        "where bucket >= v_start",
+        ("test_operator_lists",),
+    ),
+    Fault(
+        "events of one moment fall between two pages",
+        "functions/manage_events.sql",
+        "(e.at, e.id) < (v_before.at, v_before.id)",
+        "e.at < v_before.at",
+        ("test_operator_lists",),
+    ),
+    Fault(
+        "an event that was given up is listed as waiting",
+        "functions/manage_events.sql",
+        "                        when d.next_attempt_at is not null then 'waiting'\n",
+        "                        when d.delivered_at is null then 'waiting'\n",
+        ("test_operator_lists",),
+    ),
     # the closing of usage
     Fault(
         "a settlement does not hold the bucket that it adds to",
