@@ -30,6 +30,8 @@ SHOWN = {
     "credits",
     "balance_usd",
     "held_usd",
+    "debt_usd",
+    "low_balance_usd",
     "active_keys",
 }
 

@@ -31,6 +31,7 @@ def into_a_fresh_minute(gateway: RunningGateway, database: Database, seconds: fl
     Engine(database, gateway.connection).into_a_fresh_minute(seconds)
 
 
+@pytest.mark.serial
 def test_sixty_a_minute_under_twenty_clients_are_sixty(
     gateway: RunningGateway, module_database: Database
 ) -> None:
