@@ -206,7 +206,7 @@ def test_what_needs_no_setting_is_done_before_the_snapshot_and_nothing_else() ->
         "for hook, arguments, named in snapshot_restore_py.get_before_snapshot():\n"
         "    hook(*arguments, **named)\n"
         "told += [tls_context.cache_info().currsize, current_process.cache_info().currsize]\n"
-        "print(told, 'httpcore' in sys.modules)"
+        "print(told, 'gateway.http_transport' in sys.modules)"
     )
     told = subprocess.run(
         [sys.executable, "-c", program],
