@@ -7,7 +7,6 @@ import base64
 import json
 import ssl
 import time
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -20,6 +19,7 @@ from gateway.outbox import Attempt
 from gateway.settings import Settings
 from gateway.webhook_endpoint import seal_secret, signing_key
 from gateway.webhooks import WebhookSender, sign
+from tests.fixtures.certificates import certificate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -214,38 +214,6 @@ def test_the_body_is_json_as_it_stands() -> None:
         "webhook-signature": sign(key, "evt_01", int(time.time()), body),
     }
     assert Webhook(SECRET).verify(body, headers) == {"name": "Zoë"}
-
-
-def certificate(name: str, directory: Path) -> Path:
-    """A file with a key and a certificate of its own for `name`."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path = directory / "certificate.pem"
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        + made.public_bytes(serialization.Encoding.PEM)
-    )
-    return path
 
 
 async def test_the_certificate_is_to_be_the_names_and_not_the_address(tmp_path: Path) -> None:

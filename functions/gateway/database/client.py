@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "api"
 CALLS_AT_A_TIME = 32
-"""Of one process. More would only wait in PostgREST, whose own pool is smaller. And they wait here, as in
-httpx's queue each looks at all the others: of 500 at once that took a third of the CPU (measured)."""
+"""Of one process. More would only wait in PostgREST, whose own pool is smaller. They wait here and not in the
+transport, whatever that is: what its queue costs depends on it, and the error says what was waited for."""
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 10.0
 _patience: ContextVar[float] = ContextVar("patience", default=READ_SECONDS)
