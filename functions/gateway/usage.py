@@ -124,7 +124,7 @@ class Usage:
         )
 
     async def limit(self, request: Request, principal: Principal) -> Response:
-        """GET /user/limit. `reason` is in a chat's words, but for an empty balance where no model is named."""
+        """GET /user/limit. `reason` is in a chat's words, but for no credits where no model is named."""
         query = validate(LimitQuery, dict(request.query_params))
         customer_id = _named_customer(principal, query.customer_id)
         key_id = _asked_key(principal, query.key_id)
