@@ -121,7 +121,7 @@ def main(  # noqa: PLR0917 - typer calls it by name
     seconds: Annotated[int, typer.Option(min=1, help="Of each run of wrk.")] = 5,
     rounds: Annotated[int, typer.Option(min=1, help="How often everybody has a turn.")] = 3,
     streams: Annotated[int, typer.Option(min=10, help="Read in each round.")] = 100,
-    database_seconds: Annotated[int, typer.Option(min=1, help="Of each run of pgbench.")] = 3,
+    database_seconds: Annotated[int, typer.Option(min=1, help="Of each run of pgbench.")] = 2,
     output: Annotated[Path | None, typer.Option(help="Where the JSON goes.")] = None,
     compare: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="An earlier run's JSON.")

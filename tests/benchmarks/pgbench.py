@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import tempfile
@@ -19,11 +20,14 @@ from tests.benchmarks.load import LoadError
 from tests.benchmarks.sluice import add_model, check_books, value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 CUSTOMERS = 1000
-# Not counted: a connection plans its statements at its first pair (40 ms of CPU); a pool's have done so.
-WARM_UP_SECONDS = 1
+_WARM_UP_SECONDS = 1
+# A connection plans at its first pair, which no other passes where it holds the row: 40 ms of CPU at least.
+_PLANNING_SECONDS = 0.1
+# Where others use the machine it takes longer; a run that has not got warm is made again.
+_PATIENCE = (1, 3)
 SCRIPTS = {"admit + settle": "admit_and_settle.sql", "two bare updates": "two_updates.sql"}
 PLACES = {"1,000 customers": CUSTOMERS, "one hot customer": 1}
 
@@ -66,6 +70,12 @@ insert into bare.accounts (customer_id, balance_usd) select n, 1000000 from gene
 grant usage on schema bare to service_role;
 grant select, update on bare.accounts to service_role;
 """
+
+
+def warm_up_seconds(script: str, connections: int) -> int:
+    """Return how long the start of a run takes that is not counted: a pool's connections are warm."""
+    planning = _PLANNING_SECONDS * connections if script == SCRIPTS["admit + settle"] else 0
+    return math.ceil(_WARM_UP_SECONDS + planning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +121,26 @@ class Bench:
 
     def run(self, script: str, *, customers: int, connections: int, seconds: int) -> Pairs:
         """Run one script. Raises LoadError where a transaction fails."""
-        program = binaries() / "pgbench"
+        for patience in _PATIENCE:
+            whole = warm_up_seconds(script, connections) * patience + seconds
+            pairs = self._run(script, customers=customers, connections=connections, seconds=whole)
+            warm_at = _warm_at(pairs)
+            warm = [pair for pair in pairs if pair.ended - pair.took_ms / 1e3 >= warm_at]
+            if len(warm) > connections:
+                cuts = quantiles((pair.took_ms for pair in warm), n=100, method="inclusive")
+                per_second = len(warm) / (max(pair.ended for pair in warm) - warm_at)
+                return Pairs(len(warm), per_second, cuts[49], cuts[98])
+        raise LoadError(
+            f"{connections} connections did not get warm: the machine has too little time for them"
+        )
+
+    def _run(self, script: str, *, customers: int, connections: int, seconds: int) -> list[_Pair]:
+        """Run pgbench for so many seconds and return all pairs that it made."""
         with tempfile.TemporaryDirectory(prefix="sluice-pgbench-") as directory:
             command = [
-                *(str(program), "--no-vacuum", "--protocol=prepared", f"--file={_path(script)}"),
-                *(
-                    f"--client={connections}",
-                    f"--time={WARM_UP_SECONDS + seconds}",
-                    f"--define=customers={customers}",
-                ),
+                *(str(binaries() / "pgbench"), "--no-vacuum", "--protocol=prepared"),
+                *(f"--file={_path(script)}", f"--define=customers={customers}"),
+                *(f"--client={connections}", f"--time={seconds}"),
                 *("--log", f"--log-prefix={directory}/log"),
             ]
             try:
@@ -128,21 +149,17 @@ class Bench:
                     env=self._environment(),
                     capture_output=True,
                     text=True,
-                    timeout=WARM_UP_SECONDS + seconds + 30,
+                    timeout=seconds + 60,
                     check=False,
                 )
             except subprocess.TimeoutExpired as error:
                 raise LoadError("pgbench did not end") from error
             pairs = list(_pairs(Path(directory)))
-        warm_at = min((ended - took / 1e3 for ended, took in pairs), default=0) + WARM_UP_SECONDS
-        warm = [(ended, took) for ended, took in pairs if ended >= warm_at]
-        if ran.returncode != 0 or len(warm) < 2:
+        if ran.returncode != 0 or not pairs:
             raise LoadError(f"pgbench failed: {(ran.stderr or ran.stdout)[-600:].strip()}")
-        if SCRIPTS["admit + settle"] == script:
+        if script == SCRIPTS["admit + settle"]:
             self._paid += len(pairs)
-        cuts = quantiles((took for _, took in warm), n=100, method="inclusive")
-        per_second = len(warm) / (max(ended for ended, _ in warm) - warm_at)
-        return Pairs(len(warm), per_second, cuts[49], cuts[98])
+        return pairs
 
     def check(self) -> int:
         """Return how many pairs were paid. Raises LoadError unless exactly so many are in the books."""
@@ -169,10 +186,27 @@ def _path(script: str) -> Path:
     return Path(__file__).with_name(script)
 
 
-def _pairs(directory: Path) -> Iterator[tuple[float, float]]:
-    """Yield when each pair ended, in seconds, and how many milliseconds it took, as pgbench's log has it."""
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    client: int
+    ended: float
+    """In seconds, by the clock."""
+    took_ms: float
+
+
+def _pairs(directory: Path) -> Iterator[_Pair]:
+    """Yield the pairs as pgbench's log has them."""
     for log in directory.iterdir():
         with log.open(encoding="ascii") as lines:
             for line in lines:
-                _client, _number, took, _script, second, microsecond = line.split()
-                yield int(second) + int(microsecond) / 1e6, int(took) / 1e3
+                client, _number, took, _script, second, microsecond = line.split()
+                yield _Pair(int(client), int(second) + int(microsecond) / 1e6, int(took) / 1e3)
+
+
+def _warm_at(pairs: Sequence[_Pair]) -> float:
+    """Return when every connection had ended its first pair, and a second had passed."""
+    first: dict[int, float] = {}
+    for pair in pairs:
+        first[pair.client] = min(first.get(pair.client, math.inf), pair.ended)
+    began = min((pair.ended - pair.took_ms / 1e3 for pair in pairs), default=0)
+    return max(began + _WARM_UP_SECONDS, *first.values(), 0)

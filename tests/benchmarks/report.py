@@ -95,7 +95,7 @@ def summarise_pairs(figures: PairFigures) -> dict[str, Any]:
     """Return place → connections → medians of both scripts and their ratio."""
     summary: dict[str, Any] = {}
     for place, scripts in figures.items():
-        for connections in DATABASE_CONNECTIONS:
+        for connections in DATABASE_CONNECTIONS[place]:
             told: dict[str, Any] = {}
             for name in SCRIPTS:
                 pairs = scripts[name][connections]

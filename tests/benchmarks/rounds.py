@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     Say = Callable[[str], object]
 
 HTTP_CONNECTIONS = (1, 16)
-DATABASE_CONNECTIONS = (1, 8, 20)
+# The curve of one hot customer, whose row every connection wants, and a sample of the many.
+DATABASE_CONNECTIONS = dict(zip(PLACES, ((1, 8, 20), (1, 2, 5, 10, 20, 50)), strict=True))
 WARM_UP_SECONDS = 2
 _WARM_UP_STREAMS = 10
+_WARM_UP_CONNECTIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,14 @@ class Plan:
         """Return about how long the runs take together, without starts and installations."""
         http = contenders * len(HTTP_CONNECTIONS) * (WARM_UP_SECONDS + self.rounds * (self.seconds + 0.5))
         streams = contenders * self.rounds * self.streams * 0.04
-        runs = len(SCRIPTS) * len(PLACES) * (1 + self.rounds * len(DATABASE_CONNECTIONS))
-        return http + streams + runs * (pgbench.WARM_UP_SECONDS + self.database_seconds + 0.5)
+        connections = [each for place in DATABASE_CONNECTIONS.values() for each in place]
+        runs = [*connections * self.rounds, *[_WARM_UP_CONNECTIONS] * len(PLACES)]
+        database = sum(
+            pgbench.warm_up_seconds(script, each) + self.database_seconds + 0.5
+            for script in SCRIPTS.values()
+            for each in runs
+        )
+        return http + streams + database
 
 
 @dataclass(slots=True)
@@ -143,12 +151,22 @@ def run_database(bench: Bench, plan: Plan, say: Say) -> PairFigures:
     """Run the scripts in turn, round by round, and check the books. Raises LoadError."""
     for script in SCRIPTS.values():
         for customers in PLACES.values():
-            bench.run(script, customers=customers, connections=8, seconds=plan.database_seconds)
+            bench.run(
+                script,
+                customers=customers,
+                connections=_WARM_UP_CONNECTIONS,
+                seconds=plan.database_seconds,
+            )
     found: PairFigures = {place: {name: {} for name in SCRIPTS} for place in PLACES}
     for number in range(plan.rounds):
-        for connections in DATABASE_CONNECTIONS:
+        for connections in sorted({each for place in DATABASE_CONNECTIONS.values() for each in place}):
             say(f"round {number + 1} of {plan.rounds}, database, {connections} connections")
-            runs = [(place, name) for place in PLACES for name in SCRIPTS]
+            runs = [
+                (place, name)
+                for place in PLACES
+                if connections in DATABASE_CONNECTIONS[place]
+                for name in SCRIPTS
+            ]
             turn = number % len(runs)
             for place, name in [*runs[turn:], *runs[:turn]]:
                 ran = bench.run(
