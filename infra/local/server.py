@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import uvicorn
 from starlette.routing import Match
 
+from infra.local.serving import KEEP_ALIVE_SECONDS
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -160,6 +162,7 @@ def serve(app: Any, listener: socket.socket, *, ready: Callable[[], object]) -> 
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     _StackServer(config, ready).run(sockets=[listener])

@@ -13,6 +13,13 @@ from infra.local.processes import HOST, StackError, listening_socket
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+KEEP_ALIVE_SECONDS = 120
+"""For how long an idle connection is kept: longer than by clients, which are to be the first to close it.
+
+A call that is sent at the moment at which the server closes is lost, and can't be sent again: it may have
+been taken. httpx and the SDKs on it keep one for 5 seconds, as uvicorn does by default; aiohttp for 15, Go
+for 90.
+"""
 _GRACE_SECONDS = 2
 
 
@@ -59,6 +66,7 @@ class ThreadedServer:
             log_config=None,
             log_level="warning",
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
         self._server = _Server(config)
