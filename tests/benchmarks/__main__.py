@@ -25,12 +25,13 @@ from rich.console import Console
 
 from infra.local.processes import StackError
 from tests.benchmarks import machine, report
-from tests.benchmarks.contenders import DIRECT, direct
+from tests.benchmarks.contenders import DIRECT, direct, paced_upstream
 from tests.benchmarks.load import LoadError
 from tests.benchmarks.peers import LITELLM, LITELLM_VERSION, PORTKEY, PORTKEY_VERSION, litellm, portkey
 from tests.benchmarks.pgbench import Bench
 from tests.benchmarks.rounds import Figures, HttpRounds, Plan, run_database
 from tests.benchmarks.sluice import OURS, sluice, sluice_database_url
+from tests.benchmarks.streams import allow_open_files
 from tests.benchmarks.upstream import Upstream, find_nginx
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 _LONGEST_SECONDS = 540
 _BUSY = 0.5
+# Two sockets a stream in a gateway, which inherits the limit.
+_OPEN_FILES = 4096
 _RESULTS = Path(__file__).with_name("results")
 
 
@@ -70,7 +73,8 @@ def _start(name: str, version: str, starter: Starter, stack: contextlib.ExitStac
         return stack.enter_context(starter)
     except (StackError, OSError) as error:
         print(f"  {name} can't be measured: {error}", file=sys.stderr, flush=True)
-        return Figures(version, failure=str(error), stream_failure=str(error))
+        why = str(error)
+        return Figures(version, failure=why, stream_failure=why, paced_failure=why)
 
 
 def _measure(
@@ -81,15 +85,14 @@ def _measure(
         ours = stack.enter_context(contextlib.ExitStack())
         peers = stack.enter_context(contextlib.ExitStack())
         upstream = ours.enter_context(Upstream(directory))
+        paced_url = ours.enter_context(paced_upstream(directory))
         _say(f"starting {OURS}")
-        contenders = [
-            peers.enter_context(direct(upstream)),
-            ours.enter_context(sluice(upstream, directory)),
-        ]
+        us = ours.enter_context(sluice(upstream, paced_url, directory))
+        contenders = [peers.enter_context(direct(upstream, paced_url)), us]
         absent: dict[str, Figures] = {}
         for name, version, starter in (
-            (LITELLM, LITELLM_VERSION, litellm(upstream, directory, cache)),
-            (PORTKEY, PORTKEY_VERSION, portkey(upstream, directory, cache)),
+            (LITELLM, LITELLM_VERSION, litellm(upstream, paced_url, directory, cache)),
+            (PORTKEY, PORTKEY_VERSION, portkey(upstream, paced_url, directory, cache)),
         ):
             started = _start(name, version, starter, peers)
             if isinstance(started, Figures):
@@ -99,6 +102,7 @@ def _measure(
         rounds = HttpRounds(contenders, plan, _say)
         rounds.run()
         peers.close()
+        rounds.run_slow(us)
         pairs: PairFigures | None = None
         server: dict[str, str] = {}
         failure: str | None = None
@@ -130,6 +134,7 @@ def main(  # noqa: PLR0917 - typer calls it by name
 ) -> None:
     """Measure the gateway beside LiteLLM and Portkey, and its SQL beside bare updates."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    allow_open_files(_OPEN_FILES)
     plan = Plan(rounds, seconds, database_seconds, streams)
     expected = plan.expected_seconds(contenders=4)
     if expected > _LONGEST_SECONDS:
@@ -183,7 +188,7 @@ def main(  # noqa: PLR0917 - typer calls it by name
         report.compare(console, earlier, kept)
     console.print(f"Kept in {path}", soft_wrap=True, highlight=False)
     ours = [figures[name] for name in (DIRECT, OURS)]
-    if failure is not None or any(each.failure or each.stream_failure for each in ours):
+    if failure is not None or any(each.failure or each.stream_failure or each.paced_failure for each in ours):
         # A peer that is not there is its own affair; where we fail, the run has failed.
         raise typer.Exit(1)
 

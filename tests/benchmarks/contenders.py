@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import signal
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from infra.local.processes import StackError, start_child, stop_child, tail
+from infra.local import paths
+from infra.local.processes import HOST, StackError, free_port, start_child, stop_child, tail
 from tests.benchmarks.load import Endpoint
 from tests.benchmarks.upstream import PATH, PLAIN, STREAM
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.benchmarks.cpu import Watched
+    from tests.benchmarks.paced import Pace
     from tests.benchmarks.upstream import Upstream
 
 DIRECT = "no gateway"
@@ -35,17 +39,35 @@ class Contender:
     version: str
     plain: Endpoint
     stream: Endpoint
+    paced: Endpoint
+    """Where streams of the paced provider are asked for."""
     watched: Mapping[str, Watched] = field(default_factory=dict)
     """What its CPU is accounted to; the gateway's own process is `own`."""
     check_books: Callable[[], int] | None = None
     """Raises LoadError unless the books are in order; returns how many requests were settled and charged."""
+    check_streams: Callable[[Pace, int], None] | None = None
+    """Raises LoadError unless so many paced streams, and no more, are charged as they were."""
 
 
 Starter = contextlib.AbstractContextManager[Contender]
 
 
 @contextlib.contextmanager
-def direct(upstream: Upstream) -> Iterator[Contender]:
+def paced_upstream(directory: Path) -> Iterator[str]:
+    """Run the paced provider; yields its base URL."""
+    port = free_port()
+    environment = {
+        "PATH": os.environ.get("PATH", ""),
+        "PYTHONPATH": os.pathsep.join([str(paths.FUNCTIONS), str(paths.REPOSITORY)]),
+    }
+    command = [sys.executable, "-m", "tests.benchmarks.paced", str(port)]
+    url = f"http://{HOST}:{port}"
+    with started(command, directory / "paced.log", environment, f"{url}/"):
+        yield f"{url}/v1"
+
+
+@contextlib.contextmanager
+def direct(upstream: Upstream, paced_url: str) -> Iterator[Contender]:
     """The upstream itself: what is above it is what a gateway adds."""
     headers = {"authorization": f"Bearer {PROVIDER_KEY}"}
     yield Contender(
@@ -53,6 +75,7 @@ def direct(upstream: Upstream) -> Iterator[Contender]:
         "",
         Endpoint(upstream.url + PLAIN + PATH, headers, stream=False),
         Endpoint(upstream.url + STREAM + PATH, headers, stream=True),
+        Endpoint(paced_url + PATH, headers, stream=True),
     )
 
 

@@ -54,6 +54,12 @@ def children(pid: int) -> dict[str, int]:
     return {process.name: child for child, process in _processes().items() if process.parent == pid}
 
 
+def tree(pid: int) -> list[int]:
+    """Return a process's id and those of all that it has started, as far as they run."""
+    processes = _processes()
+    return [each for each in _tree(pid, processes) if each in processes]
+
+
 def _tree(root: int, processes: Mapping[int, _Process]) -> list[int]:
     members = [root]
     for member in members:

@@ -17,6 +17,7 @@ from tests.benchmarks import cpu
 from tests.benchmarks.contenders import PROVIDER_KEY, Contender, started
 from tests.benchmarks.fixed_answer import PLAIN_MODEL, STREAM_MODEL
 from tests.benchmarks.load import Endpoint
+from tests.benchmarks.streams import PACES
 from tests.benchmarks.upstream import PATH, PLAIN, STREAM
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _INSTALL_SECONDS = 900
 
 
 @contextlib.contextmanager
-def litellm(upstream: Upstream, directory: Path, cache: Path) -> Iterator[Contender]:
+def litellm(upstream: Upstream, paced_url: str, directory: Path, cache: Path) -> Iterator[Contender]:
     """LiteLLM's proxy without a database: one worker, as its makers recommend for production."""
     environment = cache / f"litellm-{LITELLM_VERSION}"
     _install_litellm(environment)
@@ -45,11 +46,15 @@ def litellm(upstream: Upstream, directory: Path, cache: Path) -> Iterator[Conten
             "model_name": model,
             "litellm_params": {
                 "model": f"openai/{model}",
-                "api_base": upstream.url + prefix,
+                "api_base": base_url,
                 "api_key": PROVIDER_KEY,
             },
         }
-        for model, prefix in ((PLAIN_MODEL, PLAIN), (STREAM_MODEL, STREAM))
+        for model, base_url in (
+            (PLAIN_MODEL, upstream.url + PLAIN),
+            (STREAM_MODEL, upstream.url + STREAM),
+            *((pace.model, paced_url) for pace in PACES),
+        )
     ]
     # JSON is YAML.
     configuration.write_text(
@@ -76,6 +81,7 @@ def litellm(upstream: Upstream, directory: Path, cache: Path) -> Iterator[Conten
             LITELLM_VERSION,
             Endpoint(chat, headers, stream=False),
             Endpoint(chat, headers, stream=True),
+            Endpoint(chat, headers, stream=True),
             {"own": cpu.Watched(pid)},
         )
 
@@ -96,7 +102,7 @@ def _install_litellm(environment: Path) -> None:
 
 
 @contextlib.contextmanager
-def portkey(upstream: Upstream, directory: Path, cache: Path) -> Iterator[Contender]:
+def portkey(upstream: Upstream, paced_url: str, directory: Path, cache: Path) -> Iterator[Contender]:
     """Portkey's gateway: one process; where it calls and with which key, each request's headers say."""
     package = cache / f"portkey-{PORTKEY_VERSION}"
     _install_portkey(package)
@@ -113,14 +119,16 @@ def portkey(upstream: Upstream, directory: Path, cache: Path) -> Iterator[Conten
     with started(command, directory / "portkey.log", environment, f"http://{HOST}:{port}/") as pid:
         chat = f"http://{HOST}:{port}/v1{PATH}"
         headers = {"authorization": f"Bearer {PROVIDER_KEY}", "x-portkey-provider": "openai"}
-        plain, stream = (
-            {**headers, "x-portkey-custom-host": upstream.url + prefix} for prefix in (PLAIN, STREAM)
+        plain, stream, paced = (
+            {**headers, "x-portkey-custom-host": host}
+            for host in (upstream.url + PLAIN, upstream.url + STREAM, paced_url)
         )
         yield Contender(
             PORTKEY,
             PORTKEY_VERSION,
             Endpoint(chat, plain, stream=False),
             Endpoint(chat, stream, stream=True),
+            Endpoint(chat, paced, stream=True),
             {"own": cpu.Watched(pid)},
         )
 

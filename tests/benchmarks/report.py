@@ -15,7 +15,9 @@ from tests.benchmarks.contenders import DIRECT
 from tests.benchmarks.peers import LITELLM
 from tests.benchmarks.pgbench import PLACES, SCRIPTS
 from tests.benchmarks.rounds import DATABASE_CONNECTIONS, HTTP_CONNECTIONS
+from tests.benchmarks.slopes import fit
 from tests.benchmarks.sluice import OURS
+from tests.benchmarks.streams import AT_ONCE, LONG, SHORT, SLOW, SLOW_AT_ONCE, SLOW_SPREAD_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from tests.benchmarks.load import Load, Streams
     from tests.benchmarks.rounds import Figures, PairFigures
+    from tests.benchmarks.streams import PacedStreams
 
 FORMAT = 1
 T = TypeVar("T")
@@ -46,6 +49,7 @@ def summarise_http(figures: Mapping[str, Figures]) -> dict[str, Any]:
             "version": found.version,
             "failure": found.failure,
             "stream_failure": found.stream_failure,
+            "paced_failure": found.paced_failure,
         }
         if found.failure is None:
             for connections, loads in found.loads.items():
@@ -55,6 +59,10 @@ def summarise_http(figures: Mapping[str, Figures]) -> dict[str, Any]:
         if found.stream_failure is None:
             others = base.streams if name != DIRECT and base.stream_failure is None else []
             told["stream"] = _summarise_streams(found.streams, others)
+        if found.paced_failure is None:
+            told["streams_at_once"] = _summarise_paced(found, base)
+            if slow := found.paced.get(SLOW.model):
+                told["slow_streams"] = _summarise_slow(slow[0])
         if found.settled is not None:
             told["settled_requests"] = found.settled
         summary[name] = told
@@ -85,6 +93,40 @@ def _summarise_streams(streams: Sequence[Streams], bases: Sequence[Streams]) -> 
             added_whole_ms=[each.whole_ms - other.whole_ms for each, other in rounds],
         ),
     }
+
+
+def _summarise_paced(found: Figures, base: Figures) -> dict[str, Any]:
+    """Return what a chunk costs by the difference between short streams and long ones, and how late it is."""
+    runs = [run for pace in (SHORT, LONG) for run in found.paced[pace.model][-len(found.paced[LONG.model]) :]]
+    long = found.paced[LONG.model]
+    others = base.paced.get(LONG.model, []) if base is not found and base.paced_failure is None else []
+    rounds = list(zip(long, others, strict=False))
+    return {
+        "lag_p50_ms": _median(long, lambda run: run.lag_p50_ms),
+        "lag_p99_ms": _median(long, lambda run: run.lag_p99_ms),
+        **_added(
+            added_lag_p50_ms=[run.lag_p50_ms - other.lag_p50_ms for run, other in rounds],
+            added_lag_p99_ms=[run.lag_p99_ms - other.lag_p99_ms for run, other in rounds],
+        ),
+        **_chunk_cost(runs),
+    }
+
+
+def _chunk_cost(runs: Sequence[PacedStreams]) -> dict[str, float]:
+    """Return what chunks and the rest of a stream take of the gateway's own process; nothing without one."""
+    if any("own" not in run.cpu_ms for run in runs):
+        return {}
+    line = fit([run.chunks for run in runs], [run.cpu_ms["own"] for run in runs])
+    return {
+        "cpu_ms_a_chunk": line.slope,
+        "cpu_ms_a_chunk_error": line.error,
+        "cpu_ms_a_stream": line.intercept,
+    }
+
+
+def _summarise_slow(ran: PacedStreams) -> dict[str, Any]:
+    told = asdict(ran)
+    return {name: value for name, value in told.items() if name not in {"streams", "chunks", "seconds"}}
 
 
 def _added(**values: Sequence[float]) -> dict[str, float]:
@@ -243,6 +285,10 @@ def show(console: Console, kept: Mapping[str, Any]) -> None:
     for note in _notes(http):
         console.print(note, highlight=False)
     console.print()
+    console.print(_streams_table(http))
+    for line in _slow_lines(http):
+        console.print(line, highlight=False)
+    console.print()
     console.print(_pairs_table(pairs, kept["database_server"], kept["database_failure"]))
     console.print(_budgets_table(kept["budgets"]))
     versions = ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
@@ -305,6 +351,52 @@ def _http_table(http: Mapping[str, Any]) -> Table:
     return table
 
 
+def _streams_table(http: Mapping[str, Any]) -> Table:
+    table = _table(
+        f"{AT_ONCE} streams at once of a provider that sends {1000 / LONG.least_ms:.0f} chunks a second each",
+        "",
+        "CPU a chunk\nms",
+        "± error",
+        "CPU a stream\nwithout chunks",
+        "lag p50\nms",
+        "lag p99",
+        "added p50",
+        "added p99",
+        caption="CPU of the gateway's own process: the slope from streams of "
+        f"{SHORT.chunks} chunks to such of {LONG.chunks}, with its standard error. Lag: from the "
+        "provider's sending to the client's reading.",
+    )
+    for name, told in http.items():
+        paced = told.get("streams_at_once")
+        if paced is not None:
+            table.add_row(
+                f"{name} {told['version']}".strip(),
+                _number(paced.get("cpu_ms_a_chunk"), 3),
+                _number(paced.get("cpu_ms_a_chunk_error"), 3),
+                _number(paced.get("cpu_ms_a_stream")),
+                *(
+                    _number(paced.get(figure))
+                    for figure in ("lag_p50_ms", "lag_p99_ms", "added_lag_p50_ms", "added_lag_p99_ms")
+                ),
+            )
+    return table
+
+
+def _slow_lines(http: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what hundreds of slow streams came to."""
+    for name, told in http.items():
+        if (slow := told.get("slow_streams")) is not None:
+            memory, used = slow["memory_kib"], slow["cpu_ms"]
+            yield (
+                f"{name}: {SLOW_AT_ONCE} streams of {SLOW.seconds:.0f} s at once on one worker, begun over "
+                f"{SLOW_SPREAD_SECONDS:.0f} s: first byte p50 {_number(slow['first_byte_p50_ms'], 1)} ms, "
+                f"p99 {_number(slow['first_byte_p99_ms'], 1)}; lag of a chunk p50 "
+                f"{_number(slow['lag_p50_ms'])} ms, p99 {_number(slow['lag_p99_ms'])}, most "
+                f"{_number(slow['lag_max_ms'], 0)}; a stream held {_number(memory['own'], 0)} KiB and took "
+                f"{_number(used['own'])} ms of its CPU; each is charged once, for its chunks"
+            )
+
+
 def _notes(http: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the table has no column for: what failed, and what a request costs beside our process."""
     for name, told in http.items():
@@ -313,6 +405,9 @@ def _notes(http: Mapping[str, Any]) -> Iterator[str]:
         if told["stream_failure"] is not None and told["stream_failure"] != told["failure"]:
             reason = escape(_first_line(told["stream_failure"]))
             yield f"[red]{name}'s streams were not measured[/red]: {reason}"
+        if told["paced_failure"] not in {None, told["failure"]}:
+            reason = escape(_first_line(told["paced_failure"]))
+            yield f"[red]{name}'s streams at once were not measured[/red]: {reason}"
         cpu = told.get(f"connections_{_MANY}", {}).get("cpu_ms", {})
         if len(cpu) > 1:
             parts = ", ".join(f"{part} {_number(value)}" for part, value in cpu.items())

@@ -8,13 +8,25 @@ from typing import TYPE_CHECKING
 from tests.benchmarks import pgbench
 from tests.benchmarks.load import LoadError, check_answer, run_streams, run_wrk
 from tests.benchmarks.pgbench import PLACES, SCRIPTS
+from tests.benchmarks.streams import (
+    AT_ONCE,
+    LONG,
+    PACES,
+    SHORT,
+    SLOW,
+    SLOW_AT_ONCE,
+    SLOW_SPREAD_SECONDS,
+    run_paced,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tests.benchmarks.contenders import Contender
     from tests.benchmarks.load import Load, Streams
+    from tests.benchmarks.paced import Pace
     from tests.benchmarks.pgbench import Bench, Pairs
+    from tests.benchmarks.streams import PacedStreams
 
     Say = Callable[[str], object]
 
@@ -39,7 +51,8 @@ class Plan:
     def expected_seconds(self, contenders: int) -> float:
         """Return about how long the runs take together, without starts and installations."""
         http = contenders * len(HTTP_CONNECTIONS) * (WARM_UP_SECONDS + self.rounds * (self.seconds + 0.5))
-        streams = contenders * self.rounds * self.streams * 0.04
+        streams = contenders * self.rounds * (self.streams * 0.02 + SHORT.seconds + LONG.seconds + 1)
+        streams += SLOW.seconds + SLOW_SPREAD_SECONDS + 5
         connections = [each for place in DATABASE_CONNECTIONS.values() for each in place]
         runs = [*connections * self.rounds, *[_WARM_UP_CONNECTIONS] * len(PLACES)]
         database = sum(
@@ -58,9 +71,13 @@ class Figures:
     failure: str | None = None
     """Of the plain calls."""
     stream_failure: str | None = None
+    paced_failure: str | None = None
+    """Of many streams at once."""
     loads: dict[int, list[Load]] = field(default_factory=dict)
     """By connections."""
     streams: list[Streams] = field(default_factory=list)
+    paced: dict[str, list[PacedStreams]] = field(default_factory=dict)
+    """By the pace's model; the slow ones are read once."""
     settled: int | None = None
     """How many requests the books hold, where there are books."""
 
@@ -81,6 +98,7 @@ class HttpRounds:
             self._say(f"checking and warming up {contender.name}")
             self._attempt(contender, self._open)
             self._attempt_streams(contender, self._open_streams)
+            self._attempt_paced(contender, self._open_paced)
         for number in range(rounds):
             turn = number % len(contenders)
             order = [*contenders[turn:], *contenders[:turn]]
@@ -91,9 +109,17 @@ class HttpRounds:
             self._say(f"round {number + 1} of {rounds}, streams")
             for contender in order:
                 self._attempt_streams(contender, self._stream)
+            self._say(f"round {number + 1} of {rounds}, {AT_ONCE} streams at once")
+            for contender in order:
+                self._attempt_paced(contender, self._paced)
         for contender in contenders:
             self._attempt(contender, self._close)
             self._attempt_streams(contender, self._close_streams)
+
+    def run_slow(self, contender: Contender) -> None:
+        """Read hundreds of slow streams at once, and hold the books to all paced streams of the run."""
+        self._say(f"{SLOW_AT_ONCE} slow streams at once through {contender.name}")
+        self._attempt_paced(contender, self._slow)
 
     def _attempt(self, contender: Contender, step: Callable[..., None], *arguments: int) -> None:
         found = self.figures[contender.name]
@@ -110,6 +136,14 @@ class HttpRounds:
                 step(contender)
             except LoadError as error:
                 found.stream_failure = str(error)
+
+    def _attempt_paced(self, contender: Contender, step: Callable[[Contender], None]) -> None:
+        found = self.figures[contender.name]
+        if found.paced_failure is None:
+            try:
+                step(contender)
+            except LoadError as error:
+                found.paced_failure = str(error)
 
     def _open(self, contender: Contender) -> None:
         check_answer(contender.plain)
@@ -129,6 +163,30 @@ class HttpRounds:
         ran = run_streams(contender.stream, count=self._plan.streams)
         self.figures[contender.name].streams.append(ran)
 
+    def _open_paced(self, contender: Contender) -> None:
+        self._read(contender, SHORT, AT_ONCE)
+
+    def _paced(self, contender: Contender) -> None:
+        for pace in (SHORT, LONG):
+            self._read(contender, pace, AT_ONCE)
+
+    def _slow(self, contender: Contender) -> None:
+        self._read(contender, SLOW, SLOW_AT_ONCE, SLOW_SPREAD_SECONDS)
+        if contender.check_streams is not None:
+            paced = self.figures[contender.name].paced
+            for pace in PACES:
+                contender.check_streams(pace, sum(each.streams for each in paced[pace.model]))
+
+    def _read(self, contender: Contender, pace: Pace, count: int, spread_seconds: float = 0.0) -> None:
+        ran = run_paced(
+            contender.paced,
+            pace,
+            count=count,
+            watched=contender.watched,
+            spread_seconds=spread_seconds,
+        )
+        self.figures[contender.name].paced.setdefault(pace.model, []).append(ran)
+
     def _close(self, contender: Contender) -> None:
         check_answer(contender.plain)
         if contender.check_books is not None:
@@ -136,6 +194,7 @@ class HttpRounds:
             found.settled = contender.check_books()
             answered = sum(load.requests for loads in found.loads.values() for load in loads)
             answered += sum(each.streams for each in found.streams)
+            answered += sum(each.streams for runs in found.paced.values() for each in runs)
             if found.settled < answered:
                 raise LoadError(f"{answered} requests were answered and {found.settled} are in the books")
 

@@ -24,22 +24,27 @@ from tests.benchmarks import cpu
 from tests.benchmarks.contenders import PROVIDER_KEY, Contender, started
 from tests.benchmarks.fixed_answer import PLAIN_MODEL, STREAM_MODEL
 from tests.benchmarks.load import Endpoint, LoadError
+from tests.benchmarks.paced import PROMPT_TOKENS
+from tests.benchmarks.streams import PACES
 from tests.benchmarks.upstream import PATH, PLAIN, STREAM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.benchmarks.paced import Pace
     from tests.benchmarks.upstream import Upstream
 
 OURS = "Sluice"
 
 _PROVIDER = "openai-compatible"
+_PRICES = {"input": "0.50", "cached_input": "0.05", "output": "1.50"}
+"""USD per million tokens."""
 _SETTLE_SECONDS = 20.0
 
 
 @contextlib.contextmanager
-def sluice(upstream: Upstream, directory: Path) -> Iterator[Contender]:
+def sluice(upstream: Upstream, paced_url: str, directory: Path) -> Iterator[Contender]:
     """`make dev` on a database of its own, with nginx as a service and a customer who can pay."""
     data_dir = directory / "sluice"
     data_dir.mkdir()
@@ -56,7 +61,7 @@ def sluice(upstream: Upstream, directory: Path) -> Iterator[Contender]:
     ) as pid:
         url = database_url({"DATA_DIR": str(data_dir)})
         with psycopg.connect(url) as connection:
-            key = _seed(connection, data_dir, upstream)
+            key = _seed(connection, data_dir, upstream, paced_url)
         chat, headers = f"http://{HOST}:{port}/v1{PATH}", {"authorization": f"Bearer {key}"}
         started_by_it = cpu.children(pid)
         yield Contender(
@@ -64,12 +69,14 @@ def sluice(upstream: Upstream, directory: Path) -> Iterator[Contender]:
             _commit(),
             Endpoint(chat, headers, stream=False),
             Endpoint(chat, headers, stream=True),
+            Endpoint(chat, headers, stream=True),
             {
                 "own": cpu.Watched(pid, with_children=False),
                 "PostgREST": cpu.Watched(started_by_it["postgrest"]),
                 "PostgreSQL": cpu.Watched(started_by_it["postgres"]),
             },
             lambda: check_books(url),
+            lambda pace, count: check_streams(url, pace, count),
         )
 
 
@@ -78,18 +85,23 @@ def sluice_database_url(directory: Path) -> str:
     return database_url({"DATA_DIR": str(directory / "sluice")})
 
 
-def _seed(connection: psycopg.Connection[Any], data_dir: Path, upstream: Upstream) -> str:
-    """Add a model and a service for each of the upstream's answers, and a customer; return the key."""
+def _seed(connection: psycopg.Connection[Any], data_dir: Path, upstream: Upstream, paced_url: str) -> str:
+    """Add a model and a service for each of the upstreams' answers, and a customer; return the key."""
     state = StackState.read(data_dir)
     assert state is not None
-    for model, prefix in ((PLAIN_MODEL, PLAIN), (STREAM_MODEL, STREAM)):
-        add_model(connection, model)
-        service_id, base_url = call(connection, "reserve_service_id"), upstream.url + prefix
+    for models, base_url in (
+        ([PLAIN_MODEL], upstream.url + PLAIN),
+        ([STREAM_MODEL], upstream.url + STREAM),
+        ([pace.model for pace in PACES], paced_url),
+    ):
+        for model in models:
+            add_model(connection, model)
+        service_id = call(connection, "reserve_service_id")
         call(
             connection,
             "create_service",
             p_id=service_id,
-            p_name=f"nginx for {model}",
+            p_name=f"bench for {models[0]}",
             p_provider=_PROVIDER,
             p_base_url=base_url,
             p_provider_key=service_keys.seal(
@@ -99,7 +111,7 @@ def _seed(connection: psycopg.Connection[Any], data_dir: Path, upstream: Upstrea
                 provider=_PROVIDER,
                 base_url=base_url,
             ),
-            p_enabled_models=[model],
+            p_enabled_models=models,
         )
     key = auth.new_key()
     add_customer(connection, "bench", key_hash=auth.key_hash(key), prefix=auth.key_prefix(key))
@@ -108,8 +120,7 @@ def _seed(connection: psycopg.Connection[Any], data_dir: Path, upstream: Upstrea
 
 def add_model(connection: psycopg.Connection[Any], name: str) -> None:
     """Add a priced model that any OpenAI-compatible service may offer."""
-    prices = {"input": "0.50", "cached_input": "0.05", "output": "1.50"}
-    offer = {"provider": _PROVIDER, "upstream_model": name, "prices": prices}
+    offer = {"provider": _PROVIDER, "upstream_model": name, "prices": _PRICES}
     call(
         connection,
         "create_model",
@@ -156,6 +167,25 @@ def check_books(url: str) -> int:
                 connection, "select count(*) from gateway.requests where state = 'settled' and charge_usd > 0"
             )
         )
+
+
+def check_streams(url: str, pace: Pace, count: int) -> None:
+    """Raise LoadError unless so many streams are charged, each once and for its chunks."""
+    check_books(url)
+    million = Decimal(1_000_000)
+    cost = (PROMPT_TOKENS * Decimal(_PRICES["input"]) + pace.chunks * Decimal(_PRICES["output"])) / million
+    with psycopg.connect(url, autocommit=True) as connection:
+        found = connection.execute(
+            "select r.state, r.outcome, r.input_tokens, r.output_tokens, r.usage_estimated, r.cost_usd,"
+            " r.charge_usd = gateway.round_up_usd(r.cost_usd * (1 + r.commission_percent / 100))"
+            " and r.charge_usd = r.collected_usd and r.charge_usd = -e.amount_usd, count(*)"
+            " from gateway.requests as r left join gateway.ledger_entries as e on e.request_id = r.id"
+            " where r.requested_model = %s group by 1, 2, 3, 4, 5, 6, 7",
+            [pace.model],
+        ).fetchall()
+    expected = [("settled", "succeeded", PROMPT_TOKENS, pace.chunks, False, cost, True, count)]
+    if found != expected:
+        raise LoadError(f"the books have {found} of {pace.model}, and {expected} was streamed")
 
 
 def value(connection: psycopg.Connection[Any], query: str) -> Any:
