@@ -6,6 +6,7 @@
 #   make check   format, lint and types alone
 #   make chaos   the storms, kills and outages that take minutes; `make test` has the short ones
 #   make bench   the gateway beside LiteLLM and Portkey, and its SQL beside bare updates: make bench BENCH='--compare FILE'
+#   make soak    ten minutes of mixed load on one gateway, and what is left of them: make soak SOAK='--minutes 2'
 #   make drift   whether supabase/migrations/ builds what sql/ describes
 #   make lint-database   what Supabase's own linters say of the database
 #   make build   the packages for Lambda, checked (ARCHITECTURE is arm64 or x86_64; STAGE's unless you say)
@@ -39,7 +40,7 @@ export SAM_CLI_TELEMETRY := 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test check chaos bench drift lint-database build image deploy format clean
+.PHONY: help dev test check chaos bench soak drift lint-database build image deploy format clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -60,6 +61,9 @@ chaos: .venv/.test $(TOKENIZERS)/.made $(PAGES)/.made
 
 bench: .venv/.dev $(TOKENIZERS)/.made $(PAGES)/.made
 	@$(PY) -m tests.benchmarks $(BENCH)
+
+soak: .venv/.test $(TOKENIZERS)/.made
+	@$(PY) -m tests.benchmarks.soak $(SOAK)
 
 drift: .venv/.dev
 	@$(PY) -m infra.cli drift
