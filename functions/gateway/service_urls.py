@@ -8,6 +8,7 @@ it is written, unless a setting of the local stack allows it. The gateway follow
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import re
 import socket
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_URL_CHARS = 512
 RESOLVE_SECONDS = 5.0
+_MOST_REMEMBERED = 512
+"""URLs whose check, which reads nothing but the text, is not made at each call of a provider."""
 
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
@@ -63,6 +66,12 @@ def check_base_url(url: str, *, allow_private: bool = False) -> str:
     and leads outside by all that can be told without resolving it. `allow_private` permits HTTP and inside
     addresses, and nothing else.
     """
+    # By position: the cache knows a call by how it is written.
+    return _checked(url, allow_private)
+
+
+@functools.lru_cache(maxsize=_MOST_REMEMBERED)
+def _checked(url: str, allow_private: bool) -> str:
     parts, host, port = _parse(url)
     if parts.scheme == "http" and not allow_private:
         raise _refused("must be https")
@@ -105,6 +114,11 @@ def origin(url: str) -> str:
     Two URLs have one origin if and only if a key sent to the one may be sent to the other. Raises
     Unprocessable (422) for what is no base URL.
     """
+    return _explicit_origin(url)
+
+
+@functools.lru_cache(maxsize=_MOST_REMEMBERED)
+def _explicit_origin(url: str) -> str:
     parts, host, port = _parse(url)
     return _origin(parts.scheme, host, port, explicit=True)
 

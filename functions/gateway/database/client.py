@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from postgrest import AsyncPostgrestClient
+from postgrest import AsyncPostgrestClient, AsyncRPCFilterRequestBuilder
 from postgrest.exceptions import APIError
 
 from gateway import telemetry
@@ -15,6 +16,8 @@ from gateway.http_client import DirectClient
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from postgrest.base_request_builder import RequestConfig
 
     from gateway.settings import Settings
 
@@ -66,6 +69,7 @@ class DatabaseClient:
             headers["authorization"] = f"Bearer {key}"
         self._postgrest = AsyncPostgrestClient(rest_url, schema=SCHEMA, headers=headers, http_client=http)
         self._url = rest_url
+        self._made: dict[str, RequestConfig[httpx.AsyncClient]] = {}
         self._turn = asyncio.Semaphore(CALLS_AT_A_TIME)
 
     async def call_long(self, function: str, parameters: Mapping[str, Any], *, seconds: float) -> Any:
@@ -113,15 +117,30 @@ class DatabaseClient:
                 raise DatabaseAwayError(function, None, type(error).__name__) from error
 
     async def _send(self, function: str, parameters: Mapping[str, Any]) -> Any:
+        if self._turn.locked():
+            await self._wait_for_turn(function)
+        else:
+            await self._turn.acquire()
+        try:
+            return (await self._request(function, parameters).execute()).data
+        finally:
+            self._turn.release()
+
+    async def _wait_for_turn(self, function: str) -> None:
         try:
             async with asyncio.timeout(READ_SECONDS):
                 await self._turn.acquire()
         except TimeoutError as error:
             raise DatabaseAwayError(function, None, "calls before this one got no answer") from error
-        try:
-            return (await self._postgrest.rpc(function, dict(parameters)).execute()).data
-        finally:
-            self._turn.release()
+
+    def _request(self, function: str, parameters: Mapping[str, Any]) -> AsyncRPCFilterRequestBuilder:
+        """Return what postgrest's `rpc` does; of a function's calls only the first makes URL and headers."""
+        made = self._made.get(function)
+        if made is None:
+            made = self._made[function] = self._postgrest.rpc(function, {}).request
+        request = copy.copy(made)
+        request.json = dict(parameters)
+        return AsyncRPCFilterRequestBuilder(request)
 
 
 def open_http(settings: Settings, transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
