@@ -24,6 +24,7 @@ from gateway.errors import Forbidden, Unauthorized, Unavailable
 from gateway.principals import authenticate, require_key
 from gateway.settings import Settings
 from tests.fixtures.auth_server import KID, SOMEBODY, AuthServer, SigningKey, encode, hmac_signed
+from tests.fixtures.certificates import authorities
 from tests.fixtures.management import Management, assert_error, management
 
 if TYPE_CHECKING:
@@ -522,7 +523,11 @@ async def opened(auth_server: AuthServer) -> AsyncIterator[Opened]:
             supabase_key=SecretStr("sb_secret_of_the_project"),
             **{"rest_url": "http://127.0.0.1:9/rest/v1", **auth_server.settings, **changes},
         )
-        made.append(AuthTokens(settings, lambda: httpx.AsyncClient(trust_env=False), clock or Clock()))
+        made.append(
+            AuthTokens(
+                settings, lambda: httpx.AsyncClient(trust_env=False, verify=authorities()), clock or Clock()
+            )
+        )
         return made[-1]
 
     yield open_one

@@ -10,6 +10,7 @@ import anthropic
 import pytest
 
 from tests.fixtures import contract
+from tests.fixtures.certificates import authorities
 from tests.fixtures.gateway import RunningGateway, gateway, module_gateway, serve
 from tests.fixtures.wire import MARKUP, RawClient, RawProvider, money, nothing_is_left_held, settled
 
@@ -43,7 +44,7 @@ TIME: list[Any] = [
 
 def sdk(gateway: RunningGateway, customer: Customer, **options: Any) -> anthropic.Anthropic:
     """The official SDK, pointed here; it does not retry unless a test asks it to."""
-    checked = anthropic.DefaultHttpxClient(event_hooks={"response": [contract.check]})
+    checked = anthropic.DefaultHttpxClient(verify=authorities(), event_hooks={"response": [contract.check]})
     client = anthropic.Anthropic(
         base_url=gateway.url,
         **{"api_key": customer.key, "max_retries": 0, "timeout": 30, "http_client": checked, **options},

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from infra.local.simulator.answers import example, picture, signature
 from infra.local.simulator.anthropic_request import MessagesRequest
+from tests.fixtures.certificates import authorities
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -246,7 +247,9 @@ def test_what_anthropic_refuses_is_refused_in_its_words(
     simulator: Simulator, fields: dict[str, Any], words: str
 ) -> None:
     body = {"model": "echo", "max_tokens": 4096, "messages": HELLO, **fields}
-    response = httpx.post(f"{url(simulator)}/v1/messages", json=body, headers=headers(simulator))
+    response = httpx.post(
+        f"{url(simulator)}/v1/messages", json=body, headers=headers(simulator), verify=authorities()
+    )
     assert response.status_code == 400, response.text
     told = ErrorResponse.model_validate(response.json())
     assert told.error.type == "invalid_request_error"
@@ -271,8 +274,10 @@ def test_the_key_and_the_version_belong_in_their_headers(simulator: Simulator) -
         ({"x-api-key": simulator.key}, 400),
         (headers(simulator) | {"anthropic-version": "2020-01-01"}, 400),
     ):
-        assert httpx.post(place, json=body, headers=given).status_code == status
-    assert httpx.post(place, json=body, headers=headers(simulator), params={"key": simulator.key}).is_error
+        assert httpx.post(place, json=body, headers=given, verify=authorities()).status_code == status
+    assert httpx.post(
+        place, json=body, headers=headers(simulator), verify=authorities(), params={"key": simulator.key}
+    ).is_error
 
 
 @pytest.mark.parametrize(
@@ -352,10 +357,10 @@ def test_sampling_parameters_went_with_the_version_of_october_2026(simulator: Si
     body = {"model": "echo", "max_tokens": 10, "messages": HELLO}
     place = f"{url(simulator)}/v1/messages"
     for name, value in (("temperature", 1.0), ("top_p", 0.5), ("top_k", 3)):
-        older = httpx.post(place, json=body | {name: value}, headers=headers(simulator))
+        older = httpx.post(place, json=body | {name: value}, headers=headers(simulator), verify=authorities())
         assert older.status_code == 200
         later = headers(simulator) | {"anthropic-version": "2026-10-21"}
-        newer = httpx.post(place, json=body | {name: value}, headers=later)
+        newer = httpx.post(place, json=body | {name: value}, headers=later, verify=authorities())
         assert newer.status_code == 400
         assert newer.json()["error"]["message"] == f"{name}: Extra inputs are not permitted"
 

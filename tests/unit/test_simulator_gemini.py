@@ -12,6 +12,7 @@ from google import genai
 from google.genai import errors, types
 
 from infra.local.simulator.answers import example, picture, signature
+from tests.fixtures.certificates import authorities
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -215,6 +216,7 @@ def post(
         f"{url(simulator)}/v1beta/models/{model}:{method}",
         json=body,
         headers={"x-goog-api-key": simulator.key},
+        verify=authorities(),
     )
 
 
