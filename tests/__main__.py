@@ -9,6 +9,7 @@ status is the worse one. A `-m` among the arguments takes the place of both sele
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -16,8 +17,10 @@ import pytest
 
 MOST_WORKERS = 8
 """Each has a PostgreSQL of its own; beyond that the longest file decides."""
-# A worker runs whole files, so that what a module's tests share is made once.
-PARALLEL = ["-n", "auto", "--maxprocesses", str(MOST_WORKERS), "--dist", "loadfile"]
+WORKERS = min(2 * (os.cpu_count() or 1), MOST_WORKERS)
+"""Two for a core: tests wait for browsers, servers and clocks for half of their time."""
+# A worker runs whole files, so that what a module's tests share is made once; `longest_first` orders them.
+PARALLEL = ["-n", str(WORKERS), "--dist", "loadfile", "--no-loadscope-reorder"]
 SERIAL = "serial and not chaos"
 NO_TESTS = pytest.ExitCode.NO_TESTS_COLLECTED
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.__main__ import SERIAL
 from tests.fixtures.auth_server import auth_server, auth_server_process
-from tests.fixtures.collection import name_each
+from tests.fixtures.collection import longest_first, name_each
 from tests.fixtures.database import (
     database,
     database_template,
@@ -53,5 +53,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     name_each(items)
+    if hasattr(config, "workerinput"):  # pytest-xdist's
+        items[:] = longest_first(items)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests import __main__ as parts
-from tests.fixtures.collection import name_each
+from tests.fixtures.collection import longest_first, name_each
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 OK, FAILED, INTERRUPTED, NONE = 0, 1, 2, 5
 
@@ -68,3 +69,20 @@ def test_two_tests_of_one_name_are_refused(request: pytest.FixtureRequest) -> No
     assert [made.nodeid.rpartition("::")[2] for made in items] == ["name[GET /]", "name[PUT /]", "name"]
     with pytest.raises(pytest.UsageError, match="::name"):
         name_each([*items, item()])
+
+
+def test_the_longest_files_are_first_and_none_is_torn_or_lost() -> None:
+    def tests(path: str, count: int = 1, *, slow: bool = False) -> list[Any]:
+        def marker(_name: str, number: int = 0) -> bool:
+            return slow and number == 0
+
+        return [
+            SimpleNamespace(path=Path(path), number=number, get_closest_marker=marker)
+            for number in range(count)
+        ]
+
+    quick, many = tests("tests/unit/test_a.py"), tests("tests/unit/test_b.py", 3)
+    browser, elsewhere = tests("tests/browser/test_c.py", 2), tests("elsewhere/test_d.py", 9)
+    package = tests("tests/unit/test_e.py", slow=True)
+    items = [*quick, *many[:1], *browser, *elsewhere, *many[1:], *package]
+    assert longest_first(items) == [*package, *browser, *many, *quick, *elsewhere]
