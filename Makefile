@@ -3,6 +3,7 @@
 #   make dev     the whole gateway on http://127.0.0.1:8000: no Docker, no account (PORT, DATA_DIR and ADMIN_KEY are honoured)
 #   make dev LOCAL_MODELS=gpt2   the same with a model served by ourselves; installs PyTorch and transformers
 #   make test    everything: format, lint, types, schema drift, tests
+#   make tests   the tests alone
 #   make check   format, lint and types alone
 #   make chaos   the storms, kills and outages that take minutes; `make test` has the short ones
 #   make bench   the gateway beside LiteLLM and Portkey, and its SQL beside bare updates: make bench BENCH='--compare FILE'
@@ -30,6 +31,7 @@ LOCAL_MODELS_PY := .venv/local-models/bin/python
 LINTERS := infra/local/linters/node_modules
 SOURCES := functions infra tests
 SAM := .venv/sam/bin/sam
+TESTED := .venv/.test $(TOKENIZERS)/.made $(PAGES)/.made .venv/.sam .venv/.local-models
 CONFIG := infra/samconfig.toml
 STAGE_ARCHITECTURE = $(or $(shell sed -n '/^\[$(STAGE)\./,$$ s/.*"Architecture=\([a-z0-9_]*\)".*/\1/p' $(CONFIG) | head -1),arm64)
 ARCHITECTURE ?= $(STAGE_ARCHITECTURE)
@@ -40,7 +42,7 @@ export SAM_CLI_TELEMETRY := 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test check chaos bench soak drift lint-database build image deploy format clean
+.PHONY: help dev test ready tests check chaos bench soak drift lint-database build image deploy format clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -48,7 +50,13 @@ help:
 dev: .venv/.dev $(TOKENIZERS)/.made $(PAGES)/.made $(if $(LOCAL_MODELS),.venv/.local-models)
 	@$(if $(LOCAL_MODELS),LOCAL_MODELS="$(LOCAL_MODELS)") $(PY) -m infra.cli dev
 
-test: check drift $(TOKENIZERS)/.made $(PAGES)/.made .venv/.sam .venv/.local-models
+test: ready
+	@$(MAKE) --no-print-directory tests
+
+# What `make test` does before its tests.
+ready: check drift $(TESTED)
+
+tests: $(TESTED)
 	$(PY) -m tests $(TESTS)
 
 check: .venv/.test
