@@ -1,13 +1,14 @@
 """The whole gateway as a process of its own, which a test can kill.
 
 Run as `python -m tests.e2e.gateway_process PORT`. Settings come from the environment, as for any server of
-the functions. SIGTERM stops it in good order, and SIGUSR1 makes it write its tasks into the file of the
-variable TASKS, one a line.
+the functions. SIGTERM stops it in good order. SIGUSR1 makes it write its tasks into the file of the variable
+TASKS, one a line, and SIGUSR2 the bytes that its heaps have in use into that of HEAP.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import signal
@@ -29,9 +30,35 @@ def _write_tasks(_number: int, _frame: object) -> None:
     partial.replace(path)
 
 
+class _MallInfo(ctypes.Structure):
+    """What mallinfo2(3) of glibc 2.33 and later returns."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def _write_heap(_number: int, _frame: object) -> None:
+    """Write how many bytes of the C heap are in use, and how many blocks of Python's for small objects."""
+    gc.collect()
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _MallInfo
+    told = mallinfo()
+    path = Path(os.environ["HEAP"])
+    partial = path.with_suffix(".partial")
+    partial.write_text(f"{told.uordblks + told.hblkhd} {sys.getallocatedblocks()}", encoding="ascii")
+    partial.replace(path)
+
+
 def main(port: int) -> None:
     if "TASKS" in os.environ:
         signal.signal(signal.SIGUSR1, _write_tasks)
+    if "HEAP" in os.environ:
+        signal.signal(signal.SIGUSR2, _write_heap)
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((HOST, port))

@@ -119,6 +119,7 @@ def _line(sample: Sample) -> str:
     return (
         f"{sample.seconds:4.0f} s, {sample.calls} calls, {sample.busy:.0%} of the machine, pause "
         f"{sample.pause_seconds:.2f} s; gateway {sample.gateway.resident / 2**20:.1f} MiB, "
+        f"{sample.heap_bytes / 2**20:.2f} MiB and {sample.heap_blocks} blocks in use, "
         f"{sample.gateway.sockets} sockets, {sum(sample.tasks.values())} tasks; "
         f"{sample.backends} connections, {sample.holds} holds"
     )
@@ -139,13 +140,11 @@ def _show(console: Console, kept: Mapping[str, Any]) -> None:
         table.add_row(escape(each["what"]), verdict_, escape(each["found"]))
     console.print(table)
     if (grown := kept["growth"]) is not None:
-        for unit, name in (("minute", "bytes_a_minute"), ("call", "bytes_a_call")):
-            told = grown[name]
-            console.print(
-                f"The gateway's memory grew by {told['slope']:,.0f} bytes a {unit}, 95 % between "
-                f"{told['low']:,.0f} and {told['high']:,.0f}, in the last {grown['seconds']:.0f} s.",
-                highlight=False,
-            )
+        console.print(f"The gateway's growth in the last {grown['seconds']:.0f} s, and 95 % of it:")
+        for name, told in grown.items():
+            if isinstance(told, dict) and "slope" in told:
+                figures = f"{told['slope']:,.2f}, {told['low']:,.2f} to {told['high']:,.2f}"
+                console.print(f"  {name.replace('_', ' ')}: {figures}", highlight=False)
 
 
 def main(
@@ -168,7 +167,7 @@ def main(
             directory.chmod(0o755)  # PostgreSQL runs as another user where we are root
             _say("starting the stack")
             world = stack.enter_context(open_world(directory))
-            [gateway] = stack.enter_context(world.gateways())
+            [gateway] = stack.enter_context(world.gateways(HEAP=str(directory / "heap")))
             soak = Soak(world, gateway, seed=seed, target=load)
             try:
                 before, after = asyncio.run(soak.run(60 * minutes, every))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import os
+import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.local.processes import StackError
 from tests.benchmarks import memory
 from tests.benchmarks.cpu import Watched, children, seconds
+from tests.e2e.world import until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,6 +67,10 @@ class Sample:
     gateway: Holding
     postgrest: Holding
     postgres: Holding
+    heap_bytes: int
+    """What the gateway has in use of the C heap, where everything lies that is larger than 512 bytes."""
+    heap_blocks: int
+    """What it has in use of Python's own heap, of 95 bytes on average. Both after a garbage collection."""
     tasks: Mapping[str, int]
     """Of the gateway, by coroutine."""
     backends: int
@@ -98,6 +106,7 @@ class Sampler:
         """Return what is held now."""
         held = await asyncio.to_thread(self._holdings)
         tasks = collections.Counter(_coroutine(each) for each in await self._gateway.tasks())
+        heap_bytes, heap_blocks = await self._heap()
         now, used = time.monotonic(), seconds(self._all)["all"]
         busy = (used - self._last_cpu) / max(now - self._last_at, 1e-3) / self._cores
         self._last_at, self._last_cpu = now, used
@@ -110,6 +119,8 @@ class Sampler:
             gateway=held[0],
             postgrest=held[1],
             postgres=held[2],
+            heap_bytes=heap_bytes,
+            heap_blocks=heap_blocks,
             tasks=dict(sorted(tasks.items())),
             backends=backends,
             idle_in_transaction=idle,
@@ -117,6 +128,14 @@ class Sampler:
             held_usd=str(held_usd),
             disagreements=disagreements,
         )
+
+    async def _heap(self) -> tuple[int, int]:
+        path = Path(self._gateway.environment["HEAP"])
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+        os.kill(self._gateway.pid, signal.SIGUSR2)
+        await until(path.exists)
+        in_use, blocks = (await asyncio.to_thread(path.read_text, encoding="ascii")).split()
+        return int(in_use), int(blocks)
 
     def _holdings(self) -> tuple[Holding, Holding, Holding]:
         return memory.of(self._gateway.pid), memory.of_tree(self._postgrest), memory.of_tree(self._postgres)
