@@ -11,7 +11,7 @@ import signal
 from typing import TYPE_CHECKING, Any, Protocol
 
 import uvicorn
-from starlette.routing import Match
+from starlette.routing import Match, Route
 
 from infra.local.serving import KEEP_ALIVE_SECONDS
 
@@ -49,6 +49,16 @@ def load_functions(names: Sequence[str] = FUNCTIONS) -> list[FunctionApp]:
     ]
 
 
+def _without_parameters(app: FunctionApp) -> set[tuple[str, str | None, str]]:
+    return {
+        ("http", method, route.path)
+        for route in app.routes
+        if isinstance(route, Route)
+        for method in route.methods or ()
+        if not route.param_convertors
+    }
+
+
 class Gateway:
     """One ASGI app over many. What no app has a route for goes to the last, whose 404 is the contract's."""
 
@@ -56,6 +66,7 @@ class Gateway:
         if not apps:
             raise ValueError("there is no function to serve")
         self._apps = tuple(apps)
+        self._known: dict[tuple[str, str | None, str], FunctionApp] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -64,6 +75,16 @@ class Gateway:
             await self._app_for(scope)(scope, receive, send)
 
     def _app_for(self, scope: Scope) -> FunctionApp:
+        """Return the app for a request. Where a path holds no parameter, it is looked for once."""
+        known = scope["type"], scope.get("method"), scope["path"]
+        app = self._known.get(known)
+        if app is None:
+            app = self._find_app(scope)
+            if known in _without_parameters(app):
+                self._known[known] = app
+        return app
+
+    def _find_app(self, scope: Scope) -> FunctionApp:
         partial: FunctionApp | None = None
         if scope["type"] == "http":
             for app in self._apps:
@@ -156,6 +177,7 @@ def serve(app: Any, listener: socket.socket, *, ready: Callable[[], object]) -> 
     """Serve `app` on `listener` in the main thread until a signal; `ready` is called once it listens."""
     config = uvicorn.Config(
         app,
+        http="httptools",
         lifespan="on",
         ws="none",
         log_config=None,
