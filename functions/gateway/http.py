@@ -162,6 +162,7 @@ class Application:
         self._served = [
             (route, operation.dialect) for route, operation in zip(self.routes, operations, strict=True)
         ]
+        self._unnamed = self._paths_without_parameters()
         self._lifespan = Router(lifespan=lifespan)
         self._allowed_origins = frozenset(allowed_origins)
         self._max_body_bytes = max_body_bytes
@@ -215,6 +216,12 @@ class Application:
         path: str = request.scope["path"]
         if "\0" in path or b"%00" in request.scope["query_string"]:
             raise BadRequest("The URL holds a NUL character.")
+        direct = self._unnamed.get((request.method, path))
+        if direct is not None and not request.scope.get("root_path"):
+            route, dialect = direct
+            request.scope.update({_DIALECT: dialect, _ROUTE: route.path, "path_params": {}})
+            answer: Response = await route.endpoint(request)
+            return answer
         allowed: set[str] = set()
         for route, dialect in self._served:
             match, child_scope = route.matches(request.scope)
@@ -232,6 +239,17 @@ class Application:
         if request.method == "OPTIONS":
             return _preflight(request, allowed)
         raise MethodNotAllowed(request.method[:20], tuple(allowed))
+
+    def _paths_without_parameters(self) -> dict[tuple[str, str], tuple[Route, Dialect]]:
+        """Return the routes of paths that hold no parameter, each as the first that matches its path."""
+        found: dict[tuple[str, str], tuple[Route, Dialect]] = {}
+        for operation in self.operations:
+            if "{" not in operation.path:
+                scope = {"type": "http", "method": operation.method, "path": operation.path}
+                found[operation.method, operation.path] = next(
+                    served for served in self._served if served[0].matches(scope)[0] is Match.FULL
+                )
+        return found
 
     def _cors_headers(self, request: Request) -> list[tuple[bytes, bytes]]:
         if not self._allowed_origins:

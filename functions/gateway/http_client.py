@@ -57,13 +57,11 @@ class DirectClient(httpx.AsyncClient):
         """Return the request that httpx would build, of the parts named here; others are left out."""
         if isinstance(url, str):
             url = _url(url)
-        named = httpx.Headers(headers)
-        # Told, so that httpx need not try it out on each header.
-        named.encoding = "latin-1"
-        told = {name.lower() for name, _ in named.raw}
+        named = (headers if isinstance(headers, httpx.Headers) else httpx.Headers(headers)).raw
+        told = {name.lower() for name, _ in named}
         raw = [(b"host", url.netloc)] if b"host" not in told else []
         raw += [pair for pair in _DEFAULT_HEADERS.items() if pair[0] not in told]
-        raw += named.raw
+        raw += named
         patience = {"timeout": self._patience.copy()}
         if extensions:
             patience.update(extensions)
@@ -78,7 +76,13 @@ class DirectClient(httpx.AsyncClient):
                 extensions=patience,
             )
         raw.append((b"content-length", b"%d" % len(content)))
-        return httpx.Request(method, url, headers=raw, stream=httpx.ByteStream(content), extensions=patience)
+        made = httpx.Request(method, url, headers=raw, stream=httpx.ByteStream(content), extensions=patience)
+        # Told, so that httpx need not try it out on each header.
+        made.headers.encoding = "latin-1"
+        return made
+
+    async def request(self, method: str, url: httpx.URL | str, **told: Any) -> httpx.Response:
+        return await self.send(self.build_request(method, url, **told))
 
     async def send(self, request: httpx.Request, *, stream: bool = False, **_others: Any) -> httpx.Response:
         """Send it once, as it is. Raises httpx.TransportError."""

@@ -168,9 +168,10 @@ class _Body(httpx.AsyncByteStream):
 
 
 def _origin(url: httpx.URL) -> _Origin:
-    if url.scheme not in _PORTS or not url.host:
-        raise httpx.UnsupportedProtocol(f"no HTTP goes to {url.scheme!r}")
-    return url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme]
+    scheme, host = url.scheme, url.raw_host
+    if scheme not in _PORTS or not host:
+        raise httpx.UnsupportedProtocol(f"no HTTP goes to {scheme!r}")
+    return scheme, host.decode("ascii"), url.port or _PORTS[scheme]
 
 
 class _Head(NamedTuple):

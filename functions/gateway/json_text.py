@@ -7,11 +7,14 @@ infinity, no NUL and no lone surrogate in any string (PostgreSQL's text and UTF-
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
+
+from pydantic_core import from_json, to_json
 
 from gateway.errors import BadRequest
 
@@ -24,6 +27,8 @@ MAX_DEPTH = 96
 _MAX_EXPONENT = 64
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+# A number that no float holds has an exponent of three digits or 309 digits before its point.
+_MAY_BE_INFINITE = re.compile(r"[0-9](?:[eE]\+?[0-9]{3}|[0-9]{299})")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -68,6 +73,10 @@ def parse_request(raw: bytes, *, exact: bool = False, storable: bool = True) -> 
 def parse_provider(raw: bytes | str) -> Any:
     """Return the value in a provider's JSON; NaN and infinities become null. Raises ValueError."""
     text = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
+    if _MAY_BE_INFINITE.search(text) is None:
+        # A third of what the standard library takes, which has what this refuses: NaN, and half a surrogate.
+        with contextlib.suppress(ValueError, TypeError):
+            return from_json(text, allow_inf_nan=False, cache_strings="keys")
     try:
         return _PROVIDER_DECODER.decode(text)
     except RecursionError:
@@ -79,6 +88,14 @@ def dump(value: Any) -> bytes:
 
     Text that UTF-8 can't carry (a lone surrogate in a provider's answer) goes out as an escape.
     """
+    try:
+        # A tenth of what the standard library takes.
+        told = to_json(value)
+    except ValueError:
+        told = b""
+    # It lets NaN and infinity pass, under these names; where they stand in a text there is no harm.
+    if told and b"NaN" not in told and b"Infinity" not in told:
+        return told
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway import json_text
@@ -158,3 +158,51 @@ def test_an_exact_number_has_a_bounded_exponent(number: bytes) -> None:
 
 def test_dotted_path() -> None:
     assert json_text.dotted(("messages", 0, "content")) == "messages.0.content"
+
+
+@given(
+    st.one_of(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        ).map(json.dumps),
+        st.text(alphabet='0123456789.-+eE[]{}",:NaInfity \\ud8', max_size=12),
+        st.integers(290, 320).map(lambda digits: f"[{'9' * digits}.0, 1e{digits}, 0.{'0' * digits}1]"),
+    )
+)
+@example('{"a": 1, "a": 2}')
+@example('["\\ud800", "\\ud83d\\ude00", NaN, 1e400, -1E+999, 123456789012345678901234567890]')
+def test_a_providers_json_is_what_the_standard_library_reads(text: str) -> None:
+    def finite(number: str) -> float | None:
+        return None if math.isinf(float(number)) else float(number)
+
+    try:
+        expected = json.loads(text, parse_float=finite, parse_constant=lambda _: None)
+    except ValueError:
+        with pytest.raises(ValueError):  # noqa: PT011 - its message is the decoder's
+            parse_provider(text)
+    else:
+        assert parse_provider(text) == parse_provider(text.encode("utf-8")) == expected
+        assert repr(parse_provider(text)) == repr(expected)
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+@example({"a": "NaN, not Infinity"})
+@example([[[[]]]] * 3)
+def test_what_is_dumped_is_what_the_standard_library_reads(value: Any) -> None:
+    assert json.loads(dump(value)) == value
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_no_number_is_dumped_that_json_has_not(number: float) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        dump({"NaN": ["Infinity", number]})

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import httpx
 from postgrest import AsyncPostgrestClient, AsyncRPCFilterRequestBuilder
+from postgrest.base_request_builder import RequestConfig
 from postgrest.exceptions import APIError
 
-from gateway import telemetry
+from gateway import json_text, telemetry
 from gateway.http_client import DirectClient
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from postgrest.base_request_builder import RequestConfig
+    from collections.abc import Awaitable, Mapping
 
     from gateway.settings import Settings
 
@@ -138,9 +136,28 @@ class DatabaseClient:
         made = self._made.get(function)
         if made is None:
             made = self._made[function] = self._postgrest.rpc(function, {}).request
-        request = copy.copy(made)
-        request.json = dict(parameters)
-        return AsyncRPCFilterRequestBuilder(request)
+            made.headers["content-type"] = "application/json"
+        return AsyncRPCFilterRequestBuilder(_FunctionCall(made, parameters))
+
+
+class _FunctionCall(RequestConfig[httpx.AsyncClient]):
+    """A call as postgrest would send it: its own `send` merges the headers and looks for dates each time."""
+
+    def __init__(self, made: RequestConfig[httpx.AsyncClient], parameters: Mapping[str, Any]) -> None:
+        super().__init__(
+            made.session,
+            made.path,
+            made.http_method,
+            made.headers,
+            made.params,
+            made.auth,
+            parameters,
+            retry_enabled=made.retry_enabled,
+        )
+
+    def send(self, additional_headers: httpx.Headers) -> Awaitable[httpx.Response]:  # noqa: ARG002 - no POST is tried again
+        content = json_text.dump(self.json)
+        return self.session.request(self.http_method, str(self.path), content=content, headers=self.headers)
 
 
 def open_http(settings: Settings, transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
