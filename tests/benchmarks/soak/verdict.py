@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BYTES_A_CALL = 100
 BLOCKS_A_CALL = 1
-"""The growth of what is in use, of the C heap and of Python's, that has to be ruled out with 97.5 % confidence.
+"""The growth of what is in use, of C's heap and of Python's, that has to be ruled out with 97.5 % confidence.
 
 What a call can leave behind is an object that holds others: a task with its frames, a connection with its
 buffers, a parsed body. Each is more than 1 kB in some ten blocks: this finds one that is left by every tenth
@@ -24,8 +24,8 @@ call.
 """
 RESIDENT_BYTES_A_CALL = 512
 """The same for resident memory. In it is what the C allocator has free between blocks in use and doesn't give
-back, which grows for long after nothing else does. An instance on Lambda lives for hours and takes one call at
-a time: for ten thousand calls this is 5 MB of its 512.
+back, which grows for long after nothing else does. An instance on Lambda lives for hours and takes one call
+at a time: for ten thousand calls this is 5 MB of its 512.
 """
 LEAST_SECONDS = 300
 """Of samples. What is shorter has too few of them to rule such a growth out, and isn't judged."""
