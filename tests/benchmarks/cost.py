@@ -217,11 +217,12 @@ def whole(kept: Mapping[str, Any], prices: Prices, memory: int) -> str:
 def _aws(measured: Measured, prices: Prices, memory: int) -> Iterator[str]:
     share = min(memory / prices.mb_a_vcpu, 1.0)
     added = overhead_ms(measured, prices, memory)
+    gb_seconds = memory / 1024 * added * MILLION / 1000
     yield (
         f"A plain request takes {measured.own:.1f} ms of our own CPU. {memory} MB of Lambda buy {share:.2f} "
         f"of a vCPU, so that is {measured.own / share:.1f} ms there; with {measured.waiting:.1f} ms of "
         f"waiting for PostgREST and PostgreSQL, and {ROUND_TRIPS} ways of {ROUND_TRIP_MS:.0f} ms to "
-        f"them (assumed), the gateway adds {added:.0f} ms to what is billed: {memory / 1024 * added * MILLION / 1000:,.0f} "
+        f"them (assumed), the gateway adds {added:.0f} ms to what is billed: {gb_seconds:,.0f} "
         "GB-seconds of a million requests. The rest is the wait for the provider."
     )
     if measured.stream is not None and measured.chunk is not None:

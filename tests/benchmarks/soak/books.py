@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tests.benchmarks.soak.load import Ledger
-    from tests.e2e.world import World
+    from tests.fixtures.gateway import RunningGateway
 
 # Of each customer, whatever differs: the log's sums, the rollups', the ledger's, and what was paid in.
 _DIFFERENT = """
@@ -67,6 +67,17 @@ where state not in ('settled', 'refused') or state = 'settled' and (settled_at i
 """
 
 
+class Books(Protocol):
+    """Who can look into them: a world of tests/e2e."""
+
+    @property
+    def operator(self) -> RunningGateway: ...
+
+    def rows(self, query: str, *parameters: Any) -> Sequence[tuple[Any, ...]]: ...
+
+    def kept_settlements(self) -> Sequence[Any]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One thing that has to hold, and what was found."""
@@ -76,7 +87,7 @@ class Check:
     found: str
 
 
-def check(world: World, ledger: Ledger) -> Iterator[Check]:
+def check(world: Books, ledger: Ledger) -> Iterator[Check]:
     """Yield what the books say. To be called when nothing is held any more."""
     told = world.operator.call("check_ledger", p_full=True)
     yield Check(
@@ -106,7 +117,7 @@ def check(world: World, ledger: Ledger) -> Iterator[Check]:
     yield from _as_told(world, ledger)
 
 
-def _as_told(world: World, ledger: Ledger) -> Iterator[Check]:
+def _as_told(world: Books, ledger: Ledger) -> Iterator[Check]:
     """Yield whether the clients were told what the books have."""
     rows = {
         row[0]: row[1:]
