@@ -7,6 +7,7 @@ by the vendors' own types. What a wire can't carry is refused by its place, neve
 from __future__ import annotations
 
 import base64
+import functools
 import json
 from typing import TYPE_CHECKING, Any, cast
 
@@ -133,11 +134,17 @@ def built(provider: Provider, body: dict[str, Any], model: str = "sim") -> dict[
     return cast("dict[str, Any]", json.loads(content))
 
 
+@functools.cache
+def anthropics_request() -> TypeAdapter[Any]:
+    """The SDK's own type of a request; made once, for it takes a tenth of a second."""
+    return TypeAdapter(MessageCreateParams)
+
+
 def arrived(provider: Provider, body: dict[str, Any]) -> list[dict[str, Any]]:
     """What the vendor is given, once it has checked the request."""
     match provider.wire.name:
         case "anthropic":
-            TypeAdapter(MessageCreateParams).validate_python(body)
+            anthropics_request().validate_python(body)
             return list(
                 anthropic_request.read_question(anthropic_request.parse_request(body, "2023-06-01")).given
             )
