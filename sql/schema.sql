@@ -3,6 +3,7 @@
 -- It needs plain PostgreSQL 15 or later, the roles anon, authenticated and service_role (Supabase has them), no extension.
 
 \ir schemas.sql
+\ir functions/row_rules.sql
 
 \ir tables/settings.sql
 \ir tables/customers.sql

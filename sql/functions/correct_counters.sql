@@ -8,28 +8,32 @@ as $$
 declare
     v_correction gateway.counted;
     v_counter gateway.limit_counters;
+    v_marked boolean;
     v_near boolean := false;
 begin
+    if cardinality(p_corrections) > 1 then
+        p_corrections := array(select x from unnest(p_corrections) as x order by x.subject, x.subject_id, x.model_id, x.per);
+    end if;
     -- One look by the primary key for each, as in gateway.lock_counters.
-    for v_correction in
-        select * from unnest(p_corrections) as x order by x.subject, x.subject_id, x.model_id, x.per
-    loop
+    foreach v_correction in array p_corrections loop
+        -- greatest(): an operator may have set a counter back by hand, and a settlement must not fail for it.
+        update gateway.limit_counters as c
+        set requests = greatest(c.requests + v_correction.requests, 0),
+            tokens = greatest(c.tokens + v_correction.tokens, 0),
+            spend_usd = greatest(c.spend_usd + v_correction.spend_usd, 0)
+        where c.subject = v_correction.subject and c.subject_id = v_correction.subject_id and c.model_id = v_correction.model_id
+            and c.per = v_correction.per and c.window_start = v_correction.window_start
+        returning c.marked into v_marked;
+        if found then
+            v_near := v_near or v_marked or v_correction.tokens > 0 or v_correction.spend_usd > 0;
+            continue;
+        end if;
+        -- locked all the same: whoever turns a window keeps the older one under this lock
         select * into v_counter from gateway.limit_counters as c
         where c.subject = v_correction.subject and c.subject_id = v_correction.subject_id and c.model_id = v_correction.model_id
             and c.per = v_correction.per
         for update;
-        if v_counter.window_start = v_correction.window_start then
-            v_near := v_near or v_counter.marked or v_correction.tokens > 0 or v_correction.spend_usd > 0;
-            -- greatest(): an operator may have set a counter back by hand, and a settlement must not fail for it.
-            if v_correction.requests <> 0 or v_correction.tokens <> 0 or v_correction.spend_usd <> 0 then
-                update gateway.limit_counters as c
-                set requests = greatest(c.requests + v_correction.requests, 0),
-                    tokens = greatest(c.tokens + v_correction.tokens, 0),
-                    spend_usd = greatest(c.spend_usd + v_correction.spend_usd, 0)
-                where c.subject = v_correction.subject and c.subject_id = v_correction.subject_id and c.model_id = v_correction.model_id
-                    and c.per = v_correction.per;
-            end if;
-        elsif v_counter.window_start > v_correction.window_start then
+        if v_counter.window_start > v_correction.window_start then
             update gateway.turned_windows as t
             set requests = greatest(t.requests + v_correction.requests, 0),
                 tokens = greatest(t.tokens + v_correction.tokens, 0),

@@ -88,9 +88,7 @@ begin
     select * into v_settings from gateway.settings;
 
     if p_model is not null then
-        for v_candidate in
-            select * from gateway.resolve_candidates(array[p_model], null, null, v_caller.allowed_services, false, false)
-        loop
+        foreach v_candidate in array gateway.resolve_candidates(array[p_model], null, null, v_caller.allowed_services, false, false) loop
             v_found := true;
             v_model_ids := v_model_ids || v_candidate.model_id;
             continue when v_caller.allowed_models is not null and not v_candidate.model_id = any (v_caller.allowed_models);

@@ -27,103 +27,121 @@ comment on type gateway.candidate is 'A route that a request might take, with it
 -- client's order of models, then priority, then at random by weight; services that are set aside (record_health.sql) come last, of these
 -- first the one whose last failure is the longest ago. probe_due: the time aside is over, and somebody has to try. A model that has no usable route gives one row without a
 -- route; a route without a price in force gives one without prices. Reads only. PL/pgSQL, here and below on the chat path, because it
--- keeps its plans: a SQL function with a search_path of its own is planned anew at every call.
+-- keeps its plans: a SQL function with a search_path of its own is planned anew at every call. A statement for each name, because the rules of
+-- all names in one query cost every request more than the request's own name does.
 create function gateway.resolve_candidates(
     p_models text[], p_model_id bigint, p_provider text, p_allowed_services bigint[], p_media_input boolean, p_media_output boolean
-) returns setof gateway.candidate
+) returns gateway.candidate[]
 language plpgsql stable set search_path = ''
 as $$
+declare
+    v_name text;
+    v_provider text;
+    v_model_id bigint;
+    v_model_ids bigint[] := '{}'::bigint[];
+    v_providers text[] := '{}'::text[];
 begin
-    return query
-    with wanted as (
-        select w.name, w.position from unnest(p_models) with ordinality as w (name, position)
-    ),
-    resolved as (
-        -- the whole string, or the id
-        select w.position, m.id, p_provider as provider
-        from wanted as w
-        join gateway.models as m on m.name = w.name and m.active
-        union all
-        select 0, m.id, p_provider from gateway.models as m where m.id = p_model_id and m.active
-        union all
+    if p_model_id is not null then
+        select m.id into v_model_id from gateway.models as m where m.id = p_model_id and m.active;
+        if found then
+            v_model_ids := array[v_model_id];
+            v_providers := array[p_provider];
+        end if;
+    end if;
+    foreach v_name in array coalesce(p_models, '{}') loop
+        -- the whole string
+        select m.id into v_model_id from gateway.models as m where m.name = v_name and m.active;
+        if found and v_model_id <> all (v_model_ids) then
+            v_model_ids := v_model_ids || v_model_id;
+            v_providers := v_providers || p_provider;
+        end if;
         -- only then provider/model, and under a named provider the provider's own name of the model; ours goes before it
-        select n.position, o.model_id, n.provider
+        continue when p_provider is null and strpos(v_name, '/') < 2;
+        -- a name of the catalogue that nobody serves here, such as OpenRouter's openai/gpt-4o, does not hide openai's gpt-4o
+        continue when exists (
+            select
+            from gateway.models as whole
+            join gateway.offers as sold on sold.model_id = whole.id
+            join gateway.routes as way on way.offer_id = sold.id and way.active
+            join gateway.services as seller on seller.id = way.service_id and seller.active
+            where whole.name = v_name and whole.active
+                and (p_provider is null or sold.provider = p_provider)
+                and (p_allowed_services is null or seller.id = any (p_allowed_services))
+        );
+        v_provider := coalesce(p_provider, split_part(v_name, '/', 1));
+        if p_provider is null then
+            v_name := substr(v_name, strpos(v_name, '/') + 1);
+        end if;
+        select found.model_id
+        into v_model_id
         from (
-            select w.position, coalesce(p_provider, split_part(w.name, '/', 1)) as provider,
-                case when p_provider is null then substr(w.name, strpos(w.name, '/') + 1) else w.name end as name
-            from wanted as w
-            -- a name of the catalogue that nobody serves here, such as OpenRouter's openai/gpt-4o, does not hide openai's gpt-4o
-            where (p_provider is not null or strpos(w.name, '/') > 1)
-                and not exists (
-                    select
-                    from gateway.models as whole
-                    join gateway.offers as sold on sold.model_id = whole.id
-                    join gateway.routes as way on way.offer_id = sold.id and way.active
-                    join gateway.services as seller on seller.id = way.service_id and seller.active
-                    where whole.name = w.name and whole.active
-                        and (p_provider is null or sold.provider = p_provider)
-                        and (p_allowed_services is null or seller.id = any (p_allowed_services))
-                )
-        ) as n
-        cross join lateral (
-            select found.model_id
-            from (
-                select o.model_id, 1 as rank
-                from gateway.models as m
-                join gateway.offers as o on o.model_id = m.id and o.provider = n.provider
-                where m.name = n.name and m.active
-                union all
-                select o.model_id, 2
-                from gateway.offers as o
-                join gateway.models as m on m.id = o.model_id and m.active
-                where o.provider = n.provider and o.upstream_model = n.name
-            ) as found
-            order by found.rank, found.model_id
+            select o.model_id, 1 as rank
+            from gateway.models as m
+            join gateway.offers as o on o.model_id = m.id and o.provider = v_provider
+            where m.name = v_name and m.active
+            union all
+            select o.model_id, 2
+            from gateway.offers as o
+            join gateway.models as m on m.id = o.model_id and m.active
+            where o.provider = v_provider and o.upstream_model = v_name
+        ) as found
+        order by found.rank, found.model_id
+        limit 1;
+        if found and v_model_id <> all (v_model_ids) then
+            v_model_ids := v_model_ids || v_model_id;
+            v_providers := v_providers || v_provider;
+        end if;
+    end loop;
+    if v_model_ids = '{}' then
+        return '{}';
+    end if;
+
+    return array(
+        select (
+            m.id, m.name, m.context_length, m.max_output_tokens,
+            r.id, s.id, s.name, s.provider, s.base_url, s.provider_key, o.upstream_model,
+            p.prices,
+            case
+                when p_media_input then greatest(p.input, p.cached_input, p.cache_write, p.audio_input, p.image_input)
+                else greatest(p.input, p.cached_input, p.cache_write)
+            end * 0.000001,
+            case when p_media_output then greatest(p.output, p.audio_output, p.image_output) else p.output end * 0.000001,
+            p.per_request,
+            null, null, null, null,
+            m.output_modalities,
+            coalesce(not h.is_aside and h.was_aside, false)
+        )::gateway.candidate
+        from unnest(v_model_ids, v_providers) with ordinality as wanted_model (id, provider, position)
+        join gateway.models as m on m.id = wanted_model.id
+        left join (
+            gateway.offers as o
+            join gateway.routes as r on r.offer_id = o.id and r.active
+            join gateway.services as s on s.id = r.service_id and s.active
+        ) on o.model_id = m.id
+            and (wanted_model.provider is null or o.provider = wanted_model.provider)
+            and (p_allowed_services is null or s.id = any (p_allowed_services))
+        left join lateral (
+            select v.input, v.cached_input, v.cache_write, v.audio_input, v.image_input, v.output, v.audio_output, v.image_output,
+                coalesce(v.per_request, 0) as per_request,
+                jsonb_strip_nulls(jsonb_build_object(
+                    'input', v.input, 'cached_input', v.cached_input, 'cache_write', v.cache_write, 'audio_input', v.audio_input,
+                    'image_input', v.image_input, 'output', v.output, 'audio_output', v.audio_output, 'image_output', v.image_output,
+                    'per_request', v.per_request, 'per_image', v.per_image, 'cache_write_1h', v.cache_write_1h,
+                    'tiers', v.tiers)) as prices
+            from gateway.prices as v
+            where v.offer_id = o.id and (v.service_id = s.id or v.service_id is null) and v.effective_from <= clock_timestamp()
+            order by v.service_id is null, v.effective_from desc
             limit 1
-        ) as o
-    )
-    select
-        m.id, m.name, m.context_length, m.max_output_tokens,
-        r.id, s.id, s.name, s.provider, s.base_url, s.provider_key, o.upstream_model,
-        p.prices,
-        case
-            when p_media_input then greatest(p.input, p.cached_input, p.cache_write, p.audio_input, p.image_input)
-            else greatest(p.input, p.cached_input, p.cache_write)
-        end * 0.000001,
-        case when p_media_output then greatest(p.output, p.audio_output, p.image_output) else p.output end * 0.000001,
-        p.per_request,
-        null::bigint, null::bigint, null::numeric, null::numeric,
-        m.output_modalities,
-        coalesce(not h.is_aside and h.was_aside, false)
-    from (select distinct on (id) position, id, provider from resolved order by id, position) as wanted_model
-    join gateway.models as m on m.id = wanted_model.id
-    left join (
-        gateway.offers as o
-        join gateway.routes as r on r.offer_id = o.id and r.active
-        join gateway.services as s on s.id = r.service_id and s.active
-    ) on o.model_id = m.id
-        and (wanted_model.provider is null or o.provider = wanted_model.provider)
-        and (p_allowed_services is null or s.id = any (p_allowed_services))
-    left join lateral (
-        select v.input, v.cached_input, v.cache_write, v.audio_input, v.image_input, v.output, v.audio_output, v.image_output,
-            coalesce(v.per_request, 0) as per_request,
-            jsonb_strip_nulls(jsonb_build_object(
-                'input', v.input, 'cached_input', v.cached_input, 'cache_write', v.cache_write, 'audio_input', v.audio_input,
-                'image_input', v.image_input, 'output', v.output, 'audio_output', v.audio_output, 'image_output', v.image_output,
-                'per_request', v.per_request, 'per_image', v.per_image, 'cache_write_1h', v.cache_write_1h,
-                'tiers', v.tiers)) as prices
-        from gateway.prices as v
-        where v.offer_id = o.id and (v.service_id = s.id or v.service_id is null) and v.effective_from <= clock_timestamp()
-        order by v.service_id is null, v.effective_from desc
-        limit 1
-    ) as p on true
-    left join lateral (
-        select bool_or(coalesce(greatest(x.set_aside_until, x.probing_until) > clock_timestamp(), false)) as is_aside,
-            bool_or(x.set_asides > 0) as was_aside, max(x.last_failure_at) as last_failure_at
-        from gateway.service_health as x
-        where x.service_id = s.id and x.route_id in (0, r.id)
-    ) as h on true
-    order by coalesce(h.is_aside, false), case when h.is_aside then h.last_failure_at end, wanted_model.position, coalesce(r.priority, s.priority), -ln(1 - random()) / r.weight;
+        ) as p on true
+        left join lateral (
+            select bool_or(coalesce(greatest(x.set_aside_until, x.probing_until) > clock_timestamp(), false)) as is_aside,
+                bool_or(x.set_asides > 0) as was_aside, max(x.last_failure_at) as last_failure_at
+            from gateway.service_health as x
+            where x.service_id = s.id and x.route_id in (0, r.id)
+        ) as h on true
+        order by coalesce(h.is_aside, false), case when h.is_aside then h.last_failure_at end, wanted_model.position,
+            coalesce(r.priority, s.priority), -ln(1 - random()) / r.weight
+    );
 end
 $$;
 comment on function gateway.resolve_candidates(text[], bigint, text, bigint[], boolean, boolean) is 'The routes that a request might take, in the order in which to try them.';

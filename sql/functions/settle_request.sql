@@ -1,22 +1,22 @@
 create function gateway.describe_settlement(p_request gateway.requests, p_tokens bigint, p_balance_usd numeric, p_already boolean) returns jsonb
 language plpgsql stable set search_path = ''
 as $$
+declare
+    v_credit_value_usd numeric;
 begin
-    return (
-        select jsonb_build_object(
-            'status', 'settled',
-            'already', p_already,
-            'request_id', p_request.id,
-            'billing_mode', p_request.billing_mode,
+    select credit_value_usd into v_credit_value_usd from gateway.settings;
+    return jsonb_build_object(
+        'status', 'settled',
+        'already', p_already,
+        'request_id', p_request.id,
+        'billing_mode', p_request.billing_mode,
         'tokens_charged', p_tokens,
-            'cost_usd', gateway.show_usd(p_request.cost_usd),
-            'charge_usd', gateway.show_usd(p_request.charge_usd),
-            'uncollected_usd', gateway.show_usd(p_request.uncollected_usd),
-            'credits_charged', gateway.show_credits(p_request.charge_usd, s.credit_value_usd),
-            'balance_after_usd', gateway.show_usd(p_balance_usd),
-            'credits_after', gateway.show_credits(p_balance_usd, s.credit_value_usd))
-        from gateway.settings as s
-    );
+        'cost_usd', gateway.show_usd(p_request.cost_usd),
+        'charge_usd', gateway.show_usd(p_request.charge_usd),
+        'uncollected_usd', gateway.show_usd(p_request.uncollected_usd),
+        'credits_charged', gateway.show_credits(p_request.charge_usd, v_credit_value_usd),
+        'balance_after_usd', gateway.show_usd(p_balance_usd),
+        'credits_after', gateway.show_credits(p_balance_usd, v_credit_value_usd));
 end
 $$;
 comment on function gateway.describe_settlement(gateway.requests, bigint, numeric, boolean) is 'What settle_request answers with.';
@@ -26,6 +26,10 @@ create function gateway.tame_usage(p_usage jsonb) returns jsonb
 language plpgsql immutable set search_path = ''
 as $$
 begin
+    -- whole numbers of up to twelve digits, as they nearly always are: a tenth of the time
+    if p_usage::text ~ '^\{("\w+": \d{1,12}(, )?)*\}$' then
+        return p_usage;
+    end if;
     return (
         select coalesce(jsonb_object_agg(u.key, least(greatest(u.value::numeric, 0), 1000000000000)::bigint), '{}')
         from jsonb_each_text(p_usage) as u
@@ -51,9 +55,9 @@ revoke all on function gateway.tame_usage(jsonb) from public;
 -- {"status": "unknown_request"} where there is no such request.
 -- Locks, in this order: the request, its idempotency key, the limit counters (in key order), the account, the health of services (only where
 -- one has failed).
--- Generic plans, as for api.admit_request: 1.5 -> 1.0 ms a call.
+-- Generic plans and no scans, as for api.admit_request: 1.5 -> 1.0 ms a call.
 create function api.settle_request(p_settlement jsonb) returns jsonb
-language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan
+language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
 as $$
 declare
     c_most_usd constant numeric := 9999999999.9999999999;
@@ -64,6 +68,10 @@ declare
     v_route jsonb;
     v_tokens bigint;
     v_late boolean;
+    v_release numeric;
+    v_corrections gateway.counted[] := '{}'::gateway.counted[];
+    v_counted gateway.counted;
+    v_used boolean;
     v_exact_tokens numeric;
     v_exact_fixed numeric;
     v_commission numeric;
@@ -93,6 +101,7 @@ begin
     end if;
     v_first_model_id := v_request.model_id;
     v_late := v_request.state = 'expired';
+    v_release := case when v_late then 0 else v_request.hold_usd end;
     v_before := v_request.collected_usd;  -- what an expired hold was charged, where the policy is to charge
 
     if v_usage is not null then
@@ -134,37 +143,45 @@ begin
     end if;
     if cardinality(v_request.counted) > 0 then
         -- limits of a model or a service that did not answer get everything back; the first model keeps a failed request's count
-        perform gateway.correct_counters(array(
-            select (
-                x.subject, x.subject_id, x.model_id, x.per, x.window_start,
-                case when used.it then 0 else -x.requests end,
-                case when used.it then v_tokens else 0 end - x.tokens,
-                case when not used.it then 0 when x.subject = 'service' then v_request.cost_usd else v_request.charge_usd end - x.spend_usd
-            )::gateway.counted
-            from unnest(v_request.counted) as x
-            cross join lateral (
-                select case
-                    when x.subject = 'service' then x.subject_id is not distinct from v_request.service_id
-                    else x.model_id in (0, v_request.model_id)
-                end as it
-            ) as used
-        ));
+        foreach v_counted in array v_request.counted loop
+            v_used := case
+                when v_counted.subject = 'service' then v_counted.subject_id is not distinct from v_request.service_id
+                else v_counted.model_id in (0, v_request.model_id)
+            end;
+            v_counted.requests := case when v_used then 0 else -v_counted.requests end;
+            v_counted.tokens := case when v_used then v_tokens else 0 end - v_counted.tokens;
+            v_counted.spend_usd := case
+                when not v_used then 0
+                when v_counted.subject = 'service' then v_request.cost_usd
+                else v_request.charge_usd
+            end - v_counted.spend_usd;
+            v_corrections := v_corrections || v_counted;
+        end loop;
+        perform gateway.correct_counters(v_corrections);
     end if;
 
-    select * into v_account from gateway.accounts where customer_id = v_request.customer_id for update;
     v_due := v_request.charge_usd - v_before;
-    v_take := least(v_due, v_account.balance_usd - v_account.held_usd + case when v_late then 0 else v_request.hold_usd end);
-    if v_late and v_asked_again then
-        v_take := least(v_take, 0);
-    end if;
-    if v_account.debt_usd > 0 then  -- it gets what is released
-        v_paid := least(v_account.debt_usd, v_account.balance_usd - v_account.held_usd + case when v_late then 0 else v_request.hold_usd end - v_take);
-    end if;
+    v_take := v_due;
+    -- as nearly always: what is due is there, and nothing is owed
     update gateway.accounts
-    set balance_usd = balance_usd - v_take - v_paid, held_usd = held_usd - case when v_late then 0 else v_request.hold_usd end,
-        debt_usd = debt_usd - v_paid
-    where customer_id = v_request.customer_id
+    set balance_usd = balance_usd - v_due, held_usd = held_usd - v_release
+    where customer_id = v_request.customer_id and debt_usd = 0 and balance_usd - held_usd + v_release >= v_due
+        and not (v_late and v_asked_again)
     returning * into v_account;
+    if not found then
+        select * into v_account from gateway.accounts where customer_id = v_request.customer_id for update;
+        v_take := least(v_due, v_account.balance_usd - v_account.held_usd + v_release);
+        if v_late and v_asked_again then
+            v_take := least(v_take, 0);
+        end if;
+        if v_account.debt_usd > 0 then  -- it gets what is released
+            v_paid := least(v_account.debt_usd, v_account.balance_usd - v_account.held_usd + v_release - v_take);
+        end if;
+        update gateway.accounts
+        set balance_usd = balance_usd - v_take - v_paid, held_usd = held_usd - v_release, debt_usd = debt_usd - v_paid
+        where customer_id = v_request.customer_id
+        returning * into v_account;
+    end if;
     if v_take <> 0 then
         insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, request_id, actor)
         values (v_request.customer_id, case when v_late then 'late_settlement' else 'charge' end, -v_take, v_account.balance_usd + v_paid, v_request.id, 'gateway');

@@ -3,13 +3,10 @@ create table gateway.accounts (
     customer_id bigint primary key references gateway.customers,
     balance_usd numeric(20, 10) not null default 0,
     held_usd numeric(20, 10) not null default 0,
-    constraint accounts_are_numbers check ('NaN' <> all (array[balance_usd, held_usd])),
-    constraint accounts_held_not_negative check (held_usd >= 0),
     constraint accounts_holds_are_covered check (balance_usd - held_usd >= 0),
     debt_usd numeric(20, 10) not null default 0,
-    constraint accounts_debt_not_negative check (debt_usd >= 0 and debt_usd <> 'NaN'),
-    constraint accounts_debt_takes_what_is_free check (debt_usd = 0 or balance_usd = held_usd),
-    low_mark_usd numeric(20, 10)
+    low_mark_usd numeric(20, 10),
+    constraint accounts_rules check (gateway.is_account(balance_usd, held_usd, debt_usd))
 ) with (fillfactor = 50);
 alter table gateway.accounts enable row level security;
 
@@ -20,7 +17,7 @@ comment on column gateway.accounts.held_usd is 'Sum of the holds of the customer
 comment on column gateway.accounts.debt_usd is 'What a refund or dispute took back beyond what was free: it is paid first by whatever becomes free, and until then no request is admitted.';
 comment on column gateway.accounts.low_mark_usd is 'The balance below which balance.low is raised, as the last admission found it in the customer or the settings: the settlement has it at hand.';
 comment on constraint accounts_holds_are_covered on gateway.accounts is 'The hard cap: no call is admitted whose whole bound is not covered by free money.';
-comment on constraint accounts_debt_takes_what_is_free on gateway.accounts is 'Whoever owes has nothing free: what is paid in or released goes to the debt in the same statement.';
+comment on constraint accounts_rules on gateway.accounts is 'Amounts are numbers, none is negative, and whoever owes has nothing free: what is paid in or released goes to the debt in the same statement.';
 
 create table gateway.exhausted_accounts (
     customer_id bigint primary key constraint exhausted_accounts_customer_id_fkey references gateway.accounts,

@@ -1,33 +1,18 @@
 create table gateway.ledger_entries (
     id bigint generated always as identity primary key,
     customer_id bigint not null references gateway.accounts,
-    kind text not null constraint ledger_entries_kind_check check (kind in (
-        'credit', 'correction', 'charge', 'late_settlement', 'refund', 'dispute', 'reinstatement', 'debt_payment'
-    )),
-    amount_usd numeric(20, 10) not null
-        constraint ledger_entries_amount_usd_check check ((amount_usd <> 0 or coalesce(debt_change_usd > 0, false)) and amount_usd <> 'NaN'),
+    kind text not null,
+    amount_usd numeric(20, 10) not null,
     balance_after_usd numeric(20, 10) not null,
     request_id text,
-    reference text check (length(reference) between 1 and 255),
-    note text check (length(note) <= 1000),
+    reference text,
+    note text,
     actor text not null,
     created_at timestamptz not null default clock_timestamp(),
-    constraint ledger_request_kinds check ((request_id is not null) = (kind in ('charge', 'late_settlement'))),
-    constraint ledger_credit_is_positive check (kind <> 'credit' or amount_usd > 0),
-    constraint ledger_charge_is_negative check (kind <> 'charge' or amount_usd < 0),
     payment_id bigint constraint ledger_entries_payment_id_fkey references gateway.payments,
-    debt_change_usd numeric(20, 10) constraint ledger_entries_debt_change_usd_check check (debt_change_usd <> 0 and debt_change_usd <> 'NaN'),
-    constraint ledger_payment_kinds check (case
-        when kind in ('refund', 'dispute', 'reinstatement') then payment_id is not null
-        else payment_id is null or kind = 'credit'
-    end),
-    constraint ledger_reversal_is_negative check (kind not in ('refund', 'dispute') or amount_usd <= 0),
-    constraint ledger_reinstatement_is_positive check (kind <> 'reinstatement' or amount_usd > 0),
-    constraint ledger_debt_kinds check (case
-        when kind in ('refund', 'dispute') then coalesce(debt_change_usd > 0, true)
-        when kind = 'debt_payment' then coalesce(debt_change_usd = amount_usd and amount_usd < 0, false)
-        else debt_change_usd is null
-    end)
+    debt_change_usd numeric(20, 10),
+    constraint ledger_entries_rules
+        check (gateway.is_ledger_entry(kind, amount_usd, debt_change_usd, request_id, payment_id, reference, note))
 );
 -- A request is charged once and adjusted once: not by care but by these.
 create unique index ledger_one_entry_per_request on gateway.ledger_entries (request_id, kind) where request_id is not null;

@@ -1,15 +1,16 @@
 -- Written by every admission and settlement of a limited subject: no index but the key, so that updates stay HOT.
 create table gateway.limit_counters (
-    subject text not null check (subject in ('key', 'customer', 'service')),
+    subject text not null,
     subject_id bigint not null,
     model_id bigint not null default 0,
-    per text not null check (per in ('minute', 'hour', 'day', 'month')),
+    per text not null,
     window_start timestamptz not null,
-    requests bigint not null default 0 check (requests >= 0),
-    tokens bigint not null default 0 check (tokens >= 0),
-    spend_usd numeric(20, 10) not null default 0 check (spend_usd >= 0),
+    requests bigint not null default 0,
+    tokens bigint not null default 0,
+    spend_usd numeric(20, 10) not null default 0,
     marked boolean not null default false,
-    primary key (subject, subject_id, model_id, per)
+    primary key (subject, subject_id, model_id, per),
+    constraint limit_counters_rules check (gateway.is_counter(subject, per, requests, tokens, spend_usd))
 ) with (fillfactor = 50);
 alter table gateway.limit_counters enable row level security;
 

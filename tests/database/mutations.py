@@ -335,8 +335,8 @@ FAULTS = (
     Fault(
         "a service's spending limit is on the charge",
         ADMIT,
-        "case when l.subject = 'service' then c.cost_bound_usd else c.hold_usd end",
-        "c.hold_usd",
+        "case when v_limit.subject = 'service' then v_candidate.cost_bound_usd else v_candidate.hold_usd end",
+        "v_candidate.hold_usd",
         ("test_limits",),
     ),
     Fault(
@@ -349,15 +349,15 @@ FAULTS = (
     Fault(
         "a new window goes on from the old one's tokens",
         ADMIT,
-        "tokens = case when c.window_start = v_count.window_start then c.tokens else 0 end + v_count.tokens",
-        "tokens = c.tokens + v_count.tokens",
+        "tokens = case when c.window_start = v_limit.window_start then c.tokens else 0 end + v_tokens",
+        "tokens = c.tokens + v_tokens",
         ("test_limits",),
     ),
     Fault(
         "the windows' days are all UTC's",
         ADMIT,
-        "case when f.subject = 'service' then 'UTC' else p_time_zone end",
-        "'UTC'::text",
+        "case when v_row.service_id is not null then 'UTC' else p_time_zone end",
+        "'UTC'",
         ("test_limits",),
     ),
     Fault(
@@ -381,8 +381,8 @@ FAULTS = (
     Fault(
         "a service that did not answer is not given back what it counted",
         SETTLE,
-        "when x.subject = 'service' then x.subject_id is not distinct from v_request.service_id",
-        "when x.subject = 'service' then true",
+        "then v_counted.subject_id is not distinct from v_request.service_id",
+        "then true",
         ("test_limits",),
     ),
     Fault(
@@ -395,8 +395,8 @@ FAULTS = (
     Fault(
         "a correction meets a later window",
         COUNT,
-        "if v_counter.window_start = v_correction.window_start then",
-        "if found then",
+        "and c.per = v_correction.per and c.window_start = v_correction.window_start",
+        "and c.per = v_correction.per",
         ("test_limits",),
     ),
     # the soft marks
@@ -424,7 +424,7 @@ FAULTS = (
     Fault(
         "a new window is marked as the old one was",
         ADMIT,
-        "marked = c.marked and c.window_start = v_count.window_start",
+        "marked = c.marked and c.window_start = v_limit.window_start",
         "marked = c.marked",
         ("test_crossings",),
     ),
@@ -441,22 +441,22 @@ FAULTS = (
     Fault(
         "a marked window that turns is forgotten",
         ADMIT,
-        "where c.marked and c.window_start < x.window_start",
-        "where false",
+        "and c.marked and c.window_start < v_limit.window_start",
+        "and false",
         ("test_crossings",),
     ),
     Fault(
         "a window that turned is not corrected",
         COUNT,
-        "elsif v_counter.window_start > v_correction.window_start then",
-        "elsif false then",
+        "if v_counter.window_start > v_correction.window_start then",
+        "if false then",
         ("test_crossings",),
     ),
     Fault(
         "what goes beyond the bound crosses nothing",
         COUNT,
-        "v_counter.marked or v_correction.tokens > 0 or v_correction.spend_usd > 0",
-        "v_counter.marked",
+        "v_near or v_marked or v_correction.tokens > 0 or v_correction.spend_usd > 0",
+        "v_near or v_marked",
         ("test_crossings",),
     ),
     Fault(
@@ -880,15 +880,36 @@ FAULTS = (
     Fault(
         "a failed request keeps its hold",
         SETTLE,
-        "held_usd = held_usd - case when v_late then 0 else v_request.hold_usd end",
-        "held_usd = held_usd - case when v_late or v_usage is null then 0 else v_request.hold_usd end",
+        "v_release := case when v_late then 0 else v_request.hold_usd end;",
+        "v_release := case when v_late or v_usage is null then 0 else v_request.hold_usd end;",
         ("test_billing",),
+    ),
+    Fault(
+        "a charge is taken whole without a look at what is free",
+        SETTLE,
+        " and balance_usd - held_usd + v_release >= v_due",
+        "",
+        ("test_billing",),
+    ),
+    Fault(
+        "whoever owes pays the charge alone",
+        SETTLE,
+        "and debt_usd = 0 and balance_usd",
+        "and balance_usd",
+        ("test_payments",),
+    ),
+    Fault(
+        "no rule says that a charge lowers the balance",
+        "functions/row_rules.sql",
+        "when p_kind = 'charge' and p_amount_usd >= 0 then",
+        "when false then",
+        ("test_constraints",),
     ),
     Fault(
         "a settlement takes what others hold",
         SETTLE,
-        "v_account.balance_usd - v_account.held_usd + case when v_late then 0 else v_request.hold_usd end);",
-        "v_account.balance_usd);",
+        "v_take := least(v_due, v_account.balance_usd - v_account.held_usd + v_release);",
+        "v_take := least(v_due, v_account.balance_usd);",
         ("test_billing",),
     ),
     Fault(
@@ -997,8 +1018,8 @@ FAULTS = (
     Fault(
         "counters are locked in any order",
         ADMIT,
-        "            order by subject, subject_id, model_id, per\n        ), '{}')",
-        "            order by random()\n        ), '{}')",
+        "            order by l.subject, l.subject_id, l.model_id, l.per\n        );",
+        "            order by random()\n        );",
         ("test_races",),
     ),
     Fault(

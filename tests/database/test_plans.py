@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.database.engine import Engine
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.database.engine import Customer, Engine
+    from tests.database.engine import Customer
 
 MANY = 5000
 
@@ -195,3 +197,32 @@ def test_the_end_of_a_request_near_a_mark_is_looked_at_by_index(crowded: tuple[E
     assert (
         engine.value("select count(*) from gateway.limit_crossings where customer_id = %s", customer.id) == 2
     )
+
+
+def test_what_was_planned_while_the_log_was_empty_reads_a_full_one_by_index(own_engine: Engine) -> None:
+    engine = own_engine
+    customer = engine.customer("1000", requests_per_minute=10**6)
+    # tables that are known to be empty: there a scan is the cheapest plan, and a connection keeps its plans
+    engine.run("vacuum analyze")
+    engine.settle(engine.admitted(customer.key_hash))
+    # by another connection: the guards' switch makes one forget its plans
+    with engine.database.connect() as other:
+        filling = Engine(engine.database, other)
+        with filling.by_engine():
+            filling.run(
+                "insert into gateway.requests (id, admitted_at, customer_id, key_id, requested_model,"
+                " endpoint, streamed, state, outcome, hold_usd, lease_until, input_tokens_bound,"
+                " output_tokens_bound, billing_mode, commission_percent, flat_usd_per_1k_tokens,"
+                " routes, counted) select 'req_many' || n, now(), %s, %s, 'm', 'e', false, 'settled',"
+                " 'failed', 0, now(), 0, 0, 'markup', 5, 0, '[]', '{}' from generate_series(1, %s) as n",
+                customer.id,
+                customer.key_id,
+                MANY,
+            )
+            filling.run(
+                "insert into gateway.limit_counters (subject, subject_id, per, window_start)"
+                " select 'key', 1000 + n, 'day', now() from generate_series(1, %s) as n",
+                MANY,
+            )
+
+    assert_by_index(engine, lambda: engine.settle(engine.admitted(customer.key_hash)))

@@ -498,8 +498,8 @@ def test_traffic_follows_the_weights(pair: Pair) -> None:
     draws = 6000
     rows = pair.engine.query(
         "select o.services, count(*) from generate_series(1, %s) as n cross join lateral (select"
-        " array_agg(c.service_id order by c.ordinality) as services from gateway.resolve_candidates("
-        " case when n > 0 then array['echo'] end, null, null, null, false, false)"
+        " array_agg(c.service_id order by c.ordinality) as services from unnest(gateway.resolve_candidates("
+        " case when n > 0 then array['echo'] end, null, null, null, false, false))"
         " with ordinality as c) as o group by 1",
         draws,
     )
