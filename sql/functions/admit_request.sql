@@ -317,8 +317,8 @@ declare
     v_spend numeric;
     v_marked boolean := false;
     v_warnings text[] := '{}'::text[];
-    v_routes jsonb := '[]';
-    v_told jsonb := '[]';
+    v_routes jsonb := '[]'::jsonb;
+    v_told jsonb := '[]'::jsonb;
     v_input_bound bigint;
     v_output_bound bigint;
 begin

@@ -93,7 +93,7 @@ begin
         end if;
     end loop;
     if v_model_ids = '{}' then
-        return '{}';
+        return '{}'::gateway.candidate[];
     end if;
 
     return array(
