@@ -106,11 +106,15 @@ class Completions:
 
     async def _next_event(self, events: asyncio.Queue[bytes | None], shape: EventShape) -> bytes | None:
         """Return the next event, None at the end, or a sign of life where there is none for too long."""
+        if not events.empty():
+            return events.get_nowait()
+        silence = asyncio.get_running_loop().call_later(
+            self._keep_alive_seconds, _break_silence, events, shape.keep_alive
+        )
         try:
-            async with asyncio.timeout(self._keep_alive_seconds):
-                return await events.get()
-        except TimeoutError:
-            return shape.keep_alive
+            return await events.get()
+        finally:
+            silence.cancel()
 
     async def _read_stream(self, call: Call, shape: EventShape, events: asyncio.Queue[bytes | None]) -> None:
         """Put the answer's events into the queue, and None at the end, unless nobody reads them any more."""
@@ -178,6 +182,11 @@ class Completions:
             finish_reason=next(iter(stream.finish_reasons), None) if stream is not None else None,
             provider_cost_usd=str(cost) if charged and cost is not None else None,
         )
+
+
+def _break_silence(events: asyncio.Queue[bytes | None], keep_alive: bytes) -> None:
+    if events.empty():
+        events.put_nowait(keep_alive)
 
 
 async def _whole_answer(call: ProviderCall, response: httpx.Response) -> Answer:
