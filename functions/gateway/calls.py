@@ -109,25 +109,30 @@ class Calls:
         loop = asyncio.get_running_loop()
         started = loop.time()
         seconds = self._seconds(request)
-        admitting = asyncio.ensure_future(
-            self._meter.admit(
-                seconds=seconds,
-                key_hash=key_hash(key),
-                request_id=request_id(request),
-                endpoint=endpoint,
-                streamed=exchange.stream,
-                cache_write_1h=caches_for_an_hour([exchange.body, *exchange.files.values()]),
-                **_idempotency(request, endpoint, raw),
-                **admission,
+        held: list[Admission] = []
+
+        async def admit() -> None:
+            held.append(
+                await self._meter.admit(
+                    seconds=seconds,
+                    key_hash=key_hash(key),
+                    request_id=request_id(request),
+                    endpoint=endpoint,
+                    streamed=exchange.stream,
+                    cache_write_1h=caches_for_an_hour([exchange.body, *exchange.files.values()]),
+                    **_idempotency(request, endpoint, raw),
+                    **admission,
+                )
             )
-        )
+
         cancelled: asyncio.CancelledError | None = None
         try:
-            admitted = await finish(admitting)
+            await finish(admit())
         except asyncio.CancelledError as error:
-            if admitting.cancelled():
+            if not held:
                 raise
-            cancelled, admitted = error, admitting.result()
+            cancelled = error
+        admitted = held[0]
         if (trace := telemetry.current()) is not None:
             trace.note(
                 customer_id=admitted.customer_id, key_id=admitted.key_id, model=admitted.candidates[0].model

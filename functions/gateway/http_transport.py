@@ -82,12 +82,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
         except BaseException:
             self._give_back(connection)
             raise
-        return httpx.Response(
-            head.status,
-            headers=head.headers,
-            stream=_Body(self, connection, request),
-            extensions={"http_version": head.version, "reason_phrase": head.reason},
-        )
+        return _Response(head, _Body(self, connection, request))
 
     async def _wait_for_turn(self, turn: asyncio.Semaphore, request: httpx.Request) -> None:
         if not turn.locked():
@@ -142,6 +137,44 @@ class PooledTransport(httpx.AsyncBaseTransport):
         self._give_back(connection)
 
 
+class _Response(httpx.Response):
+    """A response whose body passes as it arrives. httpx has four generators to a part, which cost as much.
+
+    A body with a content-encoding is decoded by them.
+    """
+
+    def __init__(self, head: _Head, body: _Body) -> None:
+        super().__init__(
+            head.status,
+            headers=head.headers,
+            stream=body,
+            extensions={"http_version": head.version, "reason_phrase": head.reason},
+        )
+        self._body = body
+        self._is_plain = "content-encoding" not in self.headers
+
+    async def aread(self) -> bytes:
+        if not self._is_plain or self.is_stream_consumed or self.is_closed:
+            return await super().aread()
+        self.is_stream_consumed = True
+        parts: list[bytes] = []
+        while part := await self._body.read():
+            parts.append(part)
+        self._content = b"".join(parts)
+        await self.aclose()
+        return self._content
+
+    async def aiter_bytes(self, chunk_size: int | None = None) -> AsyncIterator[bytes]:
+        if not self._is_plain or chunk_size is not None or self.is_stream_consumed or self.is_closed:
+            async for part in super().aiter_bytes(chunk_size):
+                yield part
+            return
+        self.is_stream_consumed = True
+        while part := await self._body.read():
+            yield part
+        await self.aclose()
+
+
 class _Body(httpx.AsyncByteStream):
     """The body of a response, as it arrives."""
 
@@ -152,11 +185,15 @@ class _Body(httpx.AsyncByteStream):
         self._is_closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        while part := await self.read():
+            yield part
+
+    async def read(self) -> bytes:
+        """Return what there is, waiting for some of it; b"" at the end. Closes where that fails."""
         if self._is_closed:
             raise httpx.ReadError("the response has been closed", request=self._request)
         try:
-            while part := await self._connection.receive_body(self._request):
-                yield part
+            return await self._connection.receive_body(self._request)
         except BaseException:
             await self.aclose()
             raise

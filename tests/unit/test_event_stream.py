@@ -422,3 +422,13 @@ async def test_what_is_left_of_the_request_is_no_disconnect() -> None:
     messages.put_nowait({"type": "http.disconnect"})
     await _end(task)
     assert call.settled == 1
+
+
+async def test_work_that_is_cancelled_before_its_first_step_ends_its_caller_too() -> None:
+    waiting = asyncio.create_task(finish(asyncio.get_running_loop().create_future()))
+    await asyncio.sleep(0)
+    (work,) = asyncio.all_tasks() - {waiting, asyncio.current_task()}
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(2):
+            await waiting
