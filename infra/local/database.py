@@ -160,11 +160,15 @@ def build_from_sources(url: str, schema: Path = paths.SCHEMA) -> None:
 
 
 def create_database(url: str, name: str, *, template: str | None = None) -> None:
-    """Create an empty database, or a copy of `template` (about 50 ms; nobody may be connected to it)."""
+    """Create an empty database, or a copy of `template` (about 30 ms; nobody may be connected to it)."""
     with psycopg.connect(url, autocommit=True) as connection:
         # template0 carries nothing that someone may have left in template1.
         source = sql.Identifier(template or "template0")
-        connection.execute(sql.SQL("create database {} template {}").format(sql.Identifier(name), source))
+        command = sql.SQL("create database {} template {}").format(sql.Identifier(name), source)
+        if template is not None:
+            # Half the work of writing each page to the log, where its checkpoint has little to do.
+            command += sql.SQL(" strategy file_copy")
+        connection.execute(command)
 
 
 def drop_database(url: str, name: str) -> None:
