@@ -42,7 +42,7 @@ export SAM_CLI_TELEMETRY := 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test ready tests check chaos bench soak drift lint-database build image deploy format clean
+.PHONY: help dev test ready tests collected check chaos bench soak drift lint-database build image deploy format clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -58,6 +58,10 @@ ready: check drift $(TESTED)
 
 tests: $(TESTED)
 	$(PY) -m tests $(TESTS)
+
+# Has the tests compiled, once for all of the workers that will read them.
+collected: $(TESTED)
+	@$(PY) -m pytest --collect-only --quiet --quiet $(TESTS)
 
 check: .venv/.test
 	.venv/bin/ruff format --check $(SOURCES)
