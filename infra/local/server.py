@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib
 import importlib.util
 import os
@@ -166,6 +167,8 @@ class _StackServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            # As on Lambda: gateway.runtime.streaming.
+            gc.freeze()
             self._ready()
 
     async def on_tick(self, counter: int) -> bool:

@@ -353,6 +353,9 @@ def main(arguments: Sequence[str]) -> int:
             sys.stderr.write(f"{fault.as_json().decode()}\n")
             runner.run(api.report_init_error(fault))
             return _EXIT_FAILED
+        # What is loaded stays to the end. Looking through it all for garbage takes tens of milliseconds, and
+        # came to a tenth of the CPU of requests.
+        gc.freeze()
         if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
             status = runner.run(restore(api))
             if status:
