@@ -86,7 +86,7 @@ def _read_soak(path: Path) -> dict[str, Any]:
 
 def _gateways(kept: Mapping[str, Any], source: str) -> Iterator[str]:
     told = kept["medians"]["gateways"]
-    yield f"({source}, medians; each machine has its own figures, so compare the ratios.)"
+    yield f"One run ({source}; medians). Each machine has its own figures, so compare the ratios."
     yield ""
     yield (
         "| | added, 1 connection | requests/s, 1 | added, 16 | requests/s, 16 | own CPU a request | "

@@ -65,7 +65,9 @@ $$;
 """
 _BARE = """
 create schema bare;
-create table bare.accounts (like gateway.accounts including all) with (fillfactor = 50);
+create table bare.accounts (
+    like gateway.accounts including all excluding constraints, check (balance_usd - held_usd >= 0)
+) with (fillfactor = 50);
 insert into bare.accounts (customer_id, balance_usd) select n, 1000000 from generate_series(1, {count}) as n;
 grant usage on schema bare to service_role;
 grant select, update on bare.accounts to service_role;
