@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.serial,
+    pytest.mark.timeout(600),  # the first builds the package, beside others that do
     pytest.mark.skipif(
         not os.environ.get(local.IMAGE_VARIABLE),
         reason=f"{local.IMAGE_VARIABLE} names no image of Lambda's Python for Docker",

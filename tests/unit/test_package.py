@@ -86,6 +86,7 @@ def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # two dozen seconds of CPU, which others may want, too
 @pytest.mark.parametrize("architecture", ["x86_64", "arm64"])
 def test_sam_builds_a_good_package_for_every_function(tmp_path: Path, architecture: str) -> None:
     local.build(tmp_path, architecture=architecture)
