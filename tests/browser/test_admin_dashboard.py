@@ -407,15 +407,20 @@ def test_a_service_is_added_tried_out_and_put_right(
     assert dashboard.faults == []
 
 
-def test_a_failing_provider_shows_as_set_aside_and_since_when(
-    dashboard: Dashboard, gateway: RunningGateway, world: World, desk: Page
-) -> None:
-    # However long this test had to wait for its turn.
-    gateway.connection.execute(
+@pytest.fixture
+def still_aside(module_gateway: RunningGateway, world: World) -> None:
+    """However long the test had to wait for its turn; before the desk is opened, which shows it."""
+    module_gateway.connection.execute(
         "update gateway.service_health set set_aside_until = now() + interval '10 minutes'"
         " where service_id = %s",
         [world.failing_service],
     )
+
+
+@pytest.mark.usefixtures("still_aside")
+def test_a_failing_provider_shows_as_set_aside_and_since_when(
+    dashboard: Dashboard, world: World, desk: Page
+) -> None:
     go(dashboard, "overview")
     expect(desk.locator(".banner")).to_contain_text(f"service {world.failing_service}")
     name = f"service {world.failing_service}"
