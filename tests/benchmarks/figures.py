@@ -32,6 +32,7 @@ PARTS = {README: ("cost in short",), SCALING: ("gateways", "database", "streams"
 """Which parts each document has."""
 
 _IGNORED = Path(__file__).with_name(".gitignore")
+_BUSY = 1.0
 _END = "<!-- end of figures -->"
 _PAID, _BARE = SCRIPTS
 _DIRECTORY = "tests/benchmarks/results"
@@ -86,7 +87,9 @@ def _read_soak(path: Path) -> dict[str, Any]:
 
 def _gateways(kept: Mapping[str, Any], source: str) -> Iterator[str]:
     told = kept["medians"]["gateways"]
-    yield f"One run ({source}; medians). Each machine has its own figures, so compare the ratios."
+    busy = kept["machine"]["load_before"]
+    noisy = f" The machine was busy with other things (load {busy:.0f})." if busy > _BUSY else ""
+    yield f"One run ({source}; medians). Each machine has its own figures, so compare the ratios.{noisy}"
     yield ""
     yield (
         "| | added, 1 connection | requests/s, 1 | added, 16 | requests/s, 16 | own CPU a request | "
