@@ -98,7 +98,7 @@ async def call(
     except httpx.TimeoutException:
         outcome.hung = True
     except httpx.TransportError as error:
-        outcome.broken = type(error).__name__
+        outcome.broken = repr(error)
     outcome.seconds = time.monotonic() - began
     return outcome
 
