@@ -251,7 +251,8 @@ revoke all on function gateway.describe_limits(gateway.limit_state[], timestampt
 -- Generic plans: through PostgREST the planner otherwise plans anew at each call, which took 1.5 ms of the 3.4 (measured). No scans of whole
 -- tables: a connection plans once, and a log or counters that are empty at that moment would be read whole by every call until the next
 -- analyze (a settlement took 0.8 ms at first, and 2.9 after 7,000 requests). No JIT, which the planner would think worth its while for what
--- has no index.
+-- has no index. Whatever calls the same inner functions plans them for this one, too, and forbids scans as well: api.settle_request,
+-- api.expire_holds, api.read_limits and api.read_key.
 create function api.admit_request(
     p_key_hash text,
     p_request_id text,

@@ -3,8 +3,9 @@
 -- Returns {"expired": n, "charged_usd", "released_usd": the upper bound of what was given up}. For the maintenance function.
 -- What is given up is told of by hold.expired_unsettled, one event for the whole batch: the operator may have to pay for it.
 -- Skips requests that are being settled. Locks as all do, for the whole batch at a time: requests, idempotency keys, counters, accounts.
+-- No scans, as for api.admit_request.
 create function api.expire_holds(p_limit integer default 500) returns jsonb
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = '' set enable_seqscan = off set jit = off
 as $$
 declare
     c_most_ids constant integer := 20;

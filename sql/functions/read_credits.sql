@@ -27,9 +27,10 @@ comment on function api.read_credits(bigint) is 'What a customer has bought and 
 -- customer has no such key.
 --
 -- Days, weeks (from Monday) and months are the customer's. spend_limit: of the key's daily and monthly spending limits, and its makers', the one
--- that leaves it least; running requests count at their hold. requests_per_minute: of all models together or, where that is unlimited, of each. is_free_tier: nothing was ever paid in. Reads only.
+-- that leaves it least; running requests count at their hold. requests_per_minute: of all models together or, where that is unlimited, of each. is_free_tier: nothing was ever paid in. Reads only. No scans, as for
+-- api.admit_request.
 create function api.read_key(p_customer_id bigint, p_key_id bigint) returns jsonb
-language plpgsql stable security definer set search_path = ''
+language plpgsql stable security definer set search_path = '' set enable_seqscan = off set jit = off
 as $$
 declare
     v_key gateway.api_keys;

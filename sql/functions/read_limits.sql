@@ -53,9 +53,9 @@ revoke all on function gateway.show_windows(gateway.limit_state[]) from public;
 -- that were used in the running window, and what any other model would have. So the system's default of requests per minute shows.
 -- Running requests count at their bound, as they do for admission. A service's limits are the operator's affair: not shown, but obeyed.
 -- refusal: without p_model of the first of these windows that is full, with the name of its model ("of_model") where it is one model's.
--- Reads only, and locks nothing: a request that runs meanwhile may change the answer.
+-- Reads only, and locks nothing: a request that runs meanwhile may change the answer. No scans, as for api.admit_request.
 create function api.read_limits(p_customer_id bigint, p_key_id bigint default null, p_model text default null) returns jsonb
-language plpgsql stable security definer set search_path = ''
+language plpgsql stable security definer set search_path = '' set enable_seqscan = off set jit = off
 as $$
 declare
     c_any_other_model constant bigint := -1;

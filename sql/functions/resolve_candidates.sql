@@ -72,7 +72,7 @@ begin
         if p_provider is null then
             v_name := substr(v_name, strpos(v_name, '/') + 1);
         end if;
-        select found.model_id
+        select known.model_id
         into v_model_id
         from (
             select o.model_id, 1 as rank
@@ -84,8 +84,8 @@ begin
             from gateway.offers as o
             join gateway.models as m on m.id = o.model_id and m.active
             where o.provider = v_provider and o.upstream_model = v_name
-        ) as found
-        order by found.rank, found.model_id
+        ) as known
+        order by known.rank, known.model_id
         limit 1;
         if found and v_model_id <> all (v_model_ids) then
             v_model_ids := v_model_ids || v_model_id;

@@ -283,7 +283,7 @@ begin
         if p_provider is null then
             v_name := substr(v_name, strpos(v_name, '/') + 1);
         end if;
-        select found.model_id
+        select known.model_id
         into v_model_id
         from (
             select o.model_id, 1 as rank
@@ -295,8 +295,8 @@ begin
             from gateway.offers as o
             join gateway.models as m on m.id = o.model_id and m.active
             where o.provider = v_provider and o.upstream_model = v_name
-        ) as found
-        order by found.rank, found.model_id
+        ) as known
+        order by known.rank, known.model_id
         limit 1;
         if found and v_model_id <> all (v_model_ids) then
             v_model_ids := v_model_ids || v_model_id;
@@ -587,7 +587,8 @@ $$;
 -- Generic plans: through PostgREST the planner otherwise plans anew at each call, which took 1.5 ms of the 3.4 (measured). No scans of whole
 -- tables: a connection plans once, and a log or counters that are empty at that moment would be read whole by every call until the next
 -- analyze (a settlement took 0.8 ms at first, and 2.9 after 7,000 requests). No JIT, which the planner would think worth its while for what
--- has no index.
+-- has no index. Whatever calls the same inner functions plans them for this one, too, and forbids scans as well: api.settle_request,
+-- api.expire_holds, api.read_limits and api.read_key.
 create or replace function api.admit_request(
     p_key_hash text,
     p_request_id text,
@@ -1302,6 +1303,108 @@ begin
 end
 $$;
 
+-- api.expire_holds: ends the holds whose lease has run out, at most p_limit, the oldest first. By the setting expired_hold_policy they
+-- are released (nothing is charged; the operator's loss) or charged whole. Either way the request can still be settled, once.
+-- Returns {"expired": n, "charged_usd", "released_usd": the upper bound of what was given up}. For the maintenance function.
+-- What is given up is told of by hold.expired_unsettled, one event for the whole batch: the operator may have to pay for it.
+-- Skips requests that are being settled. Locks as all do, for the whole batch at a time: requests, idempotency keys, counters, accounts.
+-- No scans, as for api.admit_request.
+create or replace function api.expire_holds(p_limit integer default 500) returns jsonb
+language plpgsql security definer set search_path = '' set enable_seqscan = off set jit = off
+as $$
+declare
+    c_most_ids constant integer := 20;
+    v_policy text := (select expired_hold_policy from gateway.settings);
+    v_requests gateway.requests[];
+    v_request gateway.requests;
+    v_charge numeric;
+    v_charged numeric := 0;
+    v_released numeric := 0;
+    v_account record;
+begin
+    v_requests := array(
+        select r from gateway.requests as r
+        where r.state = 'held' and r.lease_until < clock_timestamp()
+        order by r.lease_until
+        limit p_limit
+        for update skip locked
+    );
+    if cardinality(v_requests) = 0 then
+        return jsonb_build_object('expired', 0, 'charged_usd', '0', 'released_usd', '0');
+    end if;
+
+    perform set_config('gateway.engine', 'on', true);
+    perform 1
+    from gateway.idempotency_keys as i
+    join unnest(v_requests) as r on (i.key_id, i.idempotency_key, i.request_id) = (r.key_id, r.idempotency_key, r.id)
+    order by i.key_id, i.idempotency_key
+    for update of i;
+    -- what was in flight no longer is; the request itself still counts
+    perform gateway.correct_counters(array(
+        select (x.subject, x.subject_id, x.model_id, x.per, x.window_start, 0, -x.tokens,
+                case when v_policy = 'charge' and x.subject <> 'service' then r.hold_usd else 0 end - x.spend_usd)::gateway.counted
+        from unnest(v_requests) as r
+        cross join unnest(r.counted) as x
+    ));
+    perform 1
+    from gateway.accounts
+    where customer_id = any (array(select r.customer_id from unnest(v_requests) as r))
+    order by customer_id
+    for update;
+
+    foreach v_request in array v_requests loop
+        v_charge := case when v_policy = 'charge' then v_request.hold_usd else 0 end;
+        -- what is released goes to the debt
+        update gateway.accounts as a
+        set held_usd = a.held_usd - v_request.hold_usd, balance_usd = a.balance_usd - v_charge - d.paid_usd, debt_usd = a.debt_usd - d.paid_usd
+        from (
+            select customer_id, least(debt_usd, balance_usd - held_usd + v_request.hold_usd - v_charge) as paid_usd
+            from gateway.accounts
+            where customer_id = v_request.customer_id
+        ) as d
+        where a.customer_id = d.customer_id
+        returning a.balance_usd, a.low_mark_usd, d.paid_usd into v_account;
+        if v_charge > 0 then
+            insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, request_id, note, actor)
+            values (v_request.customer_id, 'charge', -v_charge, v_account.balance_usd + v_account.paid_usd, v_request.id, 'hold expired', 'gateway');
+        end if;
+        if v_account.paid_usd > 0 then
+            insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, debt_change_usd, actor)
+            values (v_request.customer_id, 'debt_payment', -v_account.paid_usd, v_account.balance_usd, -v_account.paid_usd, 'gateway');
+        end if;
+        if v_account.balance_usd < v_account.low_mark_usd then
+            perform gateway.record_balance(v_request.customer_id, v_account.balance_usd + v_charge + v_account.paid_usd);
+        end if;
+        v_charged := v_charged + v_charge;
+        v_released := v_released + v_request.hold_usd - v_charge;
+        if v_request.idempotency_key is not null then
+            update gateway.idempotency_keys set charged = v_charge > 0, freed = v_charge = 0
+            where (key_id, idempotency_key, request_id) = (v_request.key_id, v_request.idempotency_key, v_request.id);
+        end if;
+        perform gateway.add_to_rollup(v_request, v_request.model_id, null, 1, 1, '{}', 0, v_charge, 0, null);
+        update gateway.requests
+        set state = 'expired', charge_usd = v_charge, collected_usd = v_charge, error_code = 'hold_expired', settled_at = clock_timestamp(),
+            -- a late settlement corrects from what is counted now
+            counted = array(
+                select (x.subject, x.subject_id, x.model_id, x.per, x.window_start, x.requests, 0,
+                        case when x.subject <> 'service' then v_charge else 0 end)::gateway.counted
+                from unnest(v_request.counted) as x)
+        where id = v_request.id and admitted_at = v_request.admitted_at;
+    end loop;
+    perform set_config('gateway.engine', 'off', true);
+    if v_released > 0 then
+        perform gateway.raise_event('hold.expired_unsettled', 'holds', (
+            select jsonb_build_object(
+                'holds', count(*), 'customers', count(distinct r.customer_id), 'released_usd', gateway.show_usd(v_released),
+                'first_admitted_at', min(r.admitted_at), 'last_admitted_at', max(r.admitted_at),
+                'request_ids', (array_agg(r.id order by r.admitted_at))[:c_most_ids])
+            from unnest(v_requests) as r
+        ));
+    end if;
+    return jsonb_build_object('expired', cardinality(v_requests), 'charged_usd', gateway.show_usd(v_charged), 'released_usd', gateway.show_usd(v_released));
+end
+$$;
+
 -- api.read_limits: the limits that a key (p_key_id null: the customer's keys together) falls under now, and whether admission would let its next
 -- request pass, however small.
 --
@@ -1313,9 +1416,9 @@ $$;
 -- that were used in the running window, and what any other model would have. So the system's default of requests per minute shows.
 -- Running requests count at their bound, as they do for admission. A service's limits are the operator's affair: not shown, but obeyed.
 -- refusal: without p_model of the first of these windows that is full, with the name of its model ("of_model") where it is one model's.
--- Reads only, and locks nothing: a request that runs meanwhile may change the answer.
+-- Reads only, and locks nothing: a request that runs meanwhile may change the answer. No scans, as for api.admit_request.
 create or replace function api.read_limits(p_customer_id bigint, p_key_id bigint default null, p_model text default null) returns jsonb
-language plpgsql stable security definer set search_path = ''
+language plpgsql stable security definer set search_path = '' set enable_seqscan = off set jit = off
 as $$
 declare
     c_any_other_model constant bigint := -1;
@@ -1434,6 +1537,62 @@ begin
         'reset_times', (
             select jsonb_object_agg(w.per, gateway.window_end(w.per, gateway.window_start(w.per, v_at, v_caller.time_zone), v_caller.time_zone))
             from (values ('minute'), ('hour'), ('day'), ('month')) as w (per)
+        ));
+end
+$$;
+
+-- api.read_key: the calling key about itself: {"name", "prefix", "scopes", "expires_at", "is_free_tier", "usage": {"total_usd", "day_usd",
+-- "week_usd", "month_usd"}, "spend_limit": {"limit_usd", "remaining_usd", "per": day | month} | null, "requests_per_minute"}, or null where the
+-- customer has no such key.
+--
+-- Days, weeks (from Monday) and months are the customer's. spend_limit: of the key's daily and monthly spending limits, and its makers', the one
+-- that leaves it least; running requests count at their hold. requests_per_minute: of all models together or, where that is unlimited, of each. is_free_tier: nothing was ever paid in. Reads only. No scans, as for
+-- api.admit_request.
+create or replace function api.read_key(p_customer_id bigint, p_key_id bigint) returns jsonb
+language plpgsql stable security definer set search_path = '' set enable_seqscan = off set jit = off
+as $$
+declare
+    v_key gateway.api_keys;
+    v_time_zone text;
+    v_limits gateway.limit_state[];
+    v_monitor jsonb;
+    v_week numeric;
+begin
+    select * into v_key from gateway.api_keys where id = p_key_id and customer_id = p_customer_id;
+    if v_key.id is null then
+        return null;
+    end if;
+    select c.time_zone into v_time_zone from gateway.customers as c where c.id = p_customer_id;
+    v_limits := gateway.read_counters(gateway.applicable_limits(
+        p_key_id, p_customer_id, array[-1], '{}', v_time_zone, clock_timestamp(), v_key.maker_key_ids));
+    v_monitor := api.read_monitor(p_customer_id => p_customer_id, p_key_id => p_key_id);
+    select sum((u ->> 'charge_usd')::numeric) into v_week
+    from jsonb_array_elements(api.read_usage(
+        p_customer_id => p_customer_id, p_key_id => p_key_id, p_from => date_trunc('week', now(), v_time_zone),
+        p_to => gateway.window_end('day', gateway.window_start('day', now(), v_time_zone), v_time_zone), p_interval => 'day',
+        p_time_zone => v_time_zone)) as u;
+    return jsonb_build_object(
+        'name', v_key.name, 'prefix', v_key.prefix, 'scopes', v_key.scopes, 'expires_at', v_key.expires_at,
+        'is_free_tier', not exists (
+            select from gateway.ledger_entries as e where e.customer_id = p_customer_id and e.request_id is null and e.amount_usd > 0),
+        'usage', jsonb_build_object(
+            'total_usd', v_monitor ->> 'total_charge_usd', 'day_usd', v_monitor ->> 'charge_today_usd',
+            'week_usd', gateway.show_usd(coalesce(v_week, 0)), 'month_usd', v_monitor ->> 'charge_this_month_usd'),
+        'spend_limit', (
+            select jsonb_build_object(
+                'limit_usd', gateway.show_usd(l.spend_usd), 'remaining_usd', gateway.show_usd(greatest(l.spend_usd - l.used_spend_usd, 0)),
+                'per', l.per)
+            from unnest(v_limits) as l
+            where l.subject = 'key' and l.model_id = 0 and l.per in ('day', 'month') and l.spend_usd is not null
+            order by l.spend_usd - l.used_spend_usd, l.per desc
+            limit 1
+        ),
+        'requests_per_minute', (
+            select l.requests
+            from unnest(v_limits) as l
+            where l.subject = 'key' and l.per = 'minute' and l.requests is not null
+            order by l.model_id desc, l.requests
+            limit 1
         ));
 end
 $$;

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from decimal import Decimal
 from threading import Barrier, Event, Thread
@@ -18,6 +18,7 @@ from psycopg.types.json import Jsonb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
 
     from tests.fixtures.database import Connection, Database
 
@@ -378,6 +379,18 @@ def race(
 
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(run, range(workers)))
+
+
+def wait_until_all_wait(engine: Engine, futures: list[Future[Any]]) -> None:
+    """Return when all of them wait for a lock; fail if one of them ends instead."""
+    while not wait(futures, timeout=0.002).done:
+        waiting = engine.value(
+            "select count(*) from pg_stat_activity"
+            " where datname = current_database() and wait_event_type = 'Lock'"
+        )
+        if waiting == len(futures):
+            return
+    raise AssertionError([future.result() for future in futures if future.done()])
 
 
 @contextlib.contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.database.engine import race, usd
+from tests.database.engine import race, usd, wait_until_all_wait
 
 if TYPE_CHECKING:
     from tests.database.engine import Customer, Engine, JSONObject
@@ -227,6 +228,30 @@ def test_a_window_that_turned_meanwhile_can_still_be_crossed(engine: Engine, cus
     engine.settle(running)
     assert [row[5] for row in crossings(engine)] == [450, 450]
     assert engine.counter("customer", customer.id, "minute")[1] == 450
+
+
+def test_a_settlement_that_waits_for_the_turn_of_its_window_corrects_what_was_kept(
+    engine: Engine, customer: Customer
+) -> None:
+    engine.into_a_fresh_minute(10)
+    warn(engine, {"p_customer_id": customer.id}, tokens_per_minute=400)
+    earlier = engine.admitted(customer.key_hash)  # beyond the mark by its bound of 1,500
+    turn(engine)
+    with (
+        engine.database.connect(autocommit=False) as turning,
+        engine.database.connect() as settling,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        engine.admitted(customer.key_hash, connection=turning)
+        settled = pool.submit(engine.settle, earlier, connection=settling, usage={"input": 450})
+        wait_until_all_wait(engine, [settled])
+        turning.commit()
+        settled.result()
+    tables = ("turned_windows", "limit_counters")
+    assert [
+        engine.value(f"select tokens from gateway.{table} where subject = 'customer'") for table in tables
+    ] == [450, 1500]
+    assert [row[4:6] for row in crossings(engine)] == [(400, 450)]
 
 
 def test_a_new_window_is_not_marked_for_the_old_one(engine: Engine, customer: Customer) -> None:

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
-from tests.database.engine import call
+import pytest
+
+from tests.database.engine import call, usd, wait_until_all_wait
 
 if TYPE_CHECKING:
     from tests.database.engine import Engine
-
-
-def wait_until_both_wait(engine: Engine, futures: list[Future[Any]]) -> None:
-    """Return when both wait for a lock; fail if one of them ends instead."""
-    while not wait(futures, timeout=0.002).done:
-        waiting = engine.value(
-            "select count(*) from pg_stat_activity"
-            " where datname = current_database() and wait_event_type = 'Lock'"
-        )
-        if waiting == len(futures):
-            return
-    raise AssertionError([future.result() for future in futures if future.done()])
 
 
 def test_two_sweepers_take_their_accounts_in_one_order(engine: Engine) -> None:
@@ -38,7 +28,7 @@ def test_two_sweepers_take_their_accounts_in_one_order(engine: Engine) -> None:
             # an account in their midst is taken: whoever comes has locked some, and waits here with them
             call(payment, "add_credits", p_customer_id=customers[6].id, p_usd=1)
             sweepers = [pool.submit(call, each, "expire_holds", p_limit=12) for each in (first, second)]
-            wait_until_both_wait(engine, sweepers)
+            wait_until_all_wait(engine, sweepers)
             payment.commit()
             assert [sweeper.result()["expired"] for sweeper in sweepers] == [12, 12]
     engine.assert_books_agree()
@@ -71,7 +61,7 @@ def test_counters_are_locked_in_key_order_those_of_a_maker_among_them(engine: En
                 },
             ),
         ]
-        wait_until_both_wait(engine, waiting)
+        wait_until_all_wait(engine, waiting)
         free = engine.value(
             "select count(*) from (select from gateway.limit_counters for update skip locked) as free"
         )
@@ -80,4 +70,39 @@ def test_counters_are_locked_in_key_order_those_of_a_maker_among_them(engine: En
         admitted, settled = (each.result() for each in waiting)
     assert (admitted["admitted"], settled["status"], free) == (True, "settled", counters - 1)
     assert counters > 3
+    engine.assert_books_agree()
+
+
+@pytest.mark.parametrize(
+    ("done", "used", "collected", "debt"),
+    [
+        # enough when the settlement began, and 1 USD when its turn came
+        pytest.param({"refunded_minor": 400}, 1_000_000, "1", "0", id="a refund"),
+        # the same, and a debt of the hold's 0.0063 USD, which gets what the charge leaves of it
+        pytest.param({"refunded_minor": 500}, 300, "0.00063", "0.00063", id="a debt"),
+        # 5 USD when it began, and 9 when its turn came
+        pytest.param({"paid_minor": 900}, 3_000_000, "6.3", "0", id="a payment"),
+    ],
+)
+def test_a_settlement_charges_what_the_account_has_when_its_turn_comes(
+    engine: Engine, done: dict[str, int], used: int, collected: str, debt: str
+) -> None:
+    engine.settings(default_requests_per_minute=None)  # no counter at which it would wait
+    customer = engine.customer(None)
+    engine.paid(customer.id, 500)
+    admission = engine.admitted(customer.key_hash)
+    told = {"customer_id": customer.id, "currency": "usd", "paid_minor": 500, **done}
+    with (
+        engine.database.connect(autocommit=False) as payment,
+        engine.database.connect() as settling,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        engine.payment_event("pi_1" if "refunded_minor" in done else "pi_2", told, connection=payment)
+        settled = pool.submit(engine.settle, admission, connection=settling, usage={"input": used})
+        wait_until_all_wait(engine, [settled])
+        payment.commit()
+        answer = settled.result()
+    assert usd(answer["charge_usd"]) - usd(answer["uncollected_usd"]) == usd(collected)
+    assert engine.debt(customer.id) == usd(debt)
+    assert engine.account(customer.id)[1] == 0
     engine.assert_books_agree()
