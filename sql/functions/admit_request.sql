@@ -227,6 +227,19 @@ $$;
 comment on function gateway.describe_limits(gateway.limit_state[], timestamptz) is 'The tightest of the windows for requests and for tokens, as the x-ratelimit headers show them. A service''s are the operator''s affair.';
 revoke all on function gateway.describe_limits(gateway.limit_state[], timestamptz) from public;
 
+-- Those who want the rows of one customer wait here, in the order in which they came: for one lock, where a wait for a row is two, and
+-- whoever comes last may get it first. Sixteen connections on one customer: 2.7 ms of CPU a pair instead of 3.3, and a standard deviation of the
+-- latency of 6 ms instead of 24 (measured). Nothing relies on it: what has to be locked is locked by its row.
+create function gateway.queue_for_customer(p_customer_id bigint) returns void
+language plpgsql set search_path = ''
+as $$
+begin
+    perform pg_advisory_xact_lock(5837, (p_customer_id % 2147483647)::integer);
+end
+$$;
+comment on function gateway.queue_for_customer(bigint) is 'Waits for the transactions of the customer''s other requests, first come first served.';
+revoke all on function gateway.queue_for_customer(bigint) from public;
+
 -- api.admit_request: decides, in one transaction, whether a request may go to a provider, and holds its whole upper bound.
 --
 -- Returns a row either way. {"admitted": true, "request_id", "admitted_at", …, "max_output_tokens", "candidates": [the routes to
@@ -246,8 +259,8 @@ revoke all on function gateway.describe_limits(gateway.limit_state[], timestampt
 -- p_cache_write_1h: whether the request may write to a provider's cache for an hour, which is dearer; routes without a price for that are
 -- not taken.
 --
--- Locks, in this order: the idempotency key, the limit counters (in key order), the account; where a service is to be probed, its health, for
--- which nobody waits. Everything else is only read.
+-- Locks, in this order: the idempotency key, the customer's queue, the limit counters (in key order), the account; where a service is to
+-- be probed, its health, for which nobody waits. Everything else is only read.
 -- Generic plans: through PostgREST the planner otherwise plans anew at each call, which took 1.5 ms of the 3.4 (measured). No scans of whole
 -- tables: a connection plans once, and a log or counters that are empty at that moment would be read whole by every call until the next
 -- analyze (a settlement took 0.8 ms at first, and 2.9 after 7,000 requests). No JIT, which the planner would think worth its while for what
@@ -457,6 +470,7 @@ begin
 
         v_limits := gateway.applicable_limits(
             v_key.id, v_key.customer_id, v_model_ids, v_service_ids, v_key.time_zone, v_at, v_key.maker_key_ids);
+        perform gateway.queue_for_customer(v_key.customer_id);
         if cardinality(v_limits) > 0 then
             v_limits := gateway.lock_counters(v_limits);
         end if;

@@ -563,6 +563,21 @@ begin
 end
 $$;
 
+-- Those who want the rows of one customer wait here, in the order in which they came: for one lock, where a wait for a row is two, and
+-- whoever comes last may get it first. Sixteen connections on one customer: 2.7 ms of CPU a pair instead of 3.3, and a standard deviation of the
+-- latency of 6 ms instead of 24 (measured). Nothing relies on it: what has to be locked is locked by its row.
+create function gateway.queue_for_customer(p_customer_id bigint) returns void
+language plpgsql set search_path = ''
+as $$
+begin
+    perform pg_advisory_xact_lock(5837, (p_customer_id % 2147483647)::integer);
+end
+$$;
+
+comment on function gateway.queue_for_customer(bigint) is 'Waits for the transactions of the customer''s other requests, first come first served.';
+
+revoke all on function gateway.queue_for_customer(bigint) from public;
+
 -- api.admit_request: decides, in one transaction, whether a request may go to a provider, and holds its whole upper bound.
 --
 -- Returns a row either way. {"admitted": true, "request_id", "admitted_at", …, "max_output_tokens", "candidates": [the routes to
@@ -582,8 +597,8 @@ $$;
 -- p_cache_write_1h: whether the request may write to a provider's cache for an hour, which is dearer; routes without a price for that are
 -- not taken.
 --
--- Locks, in this order: the idempotency key, the limit counters (in key order), the account; where a service is to be probed, its health, for
--- which nobody waits. Everything else is only read.
+-- Locks, in this order: the idempotency key, the customer's queue, the limit counters (in key order), the account; where a service is to
+-- be probed, its health, for which nobody waits. Everything else is only read.
 -- Generic plans: through PostgREST the planner otherwise plans anew at each call, which took 1.5 ms of the 3.4 (measured). No scans of whole
 -- tables: a connection plans once, and a log or counters that are empty at that moment would be read whole by every call until the next
 -- analyze (a settlement took 0.8 ms at first, and 2.9 after 7,000 requests). No JIT, which the planner would think worth its while for what
@@ -793,6 +808,7 @@ begin
 
         v_limits := gateway.applicable_limits(
             v_key.id, v_key.customer_id, v_model_ids, v_service_ids, v_key.time_zone, v_at, v_key.maker_key_ids);
+        perform gateway.queue_for_customer(v_key.customer_id);
         if cardinality(v_limits) > 0 then
             v_limits := gateway.lock_counters(v_limits);
         end if;
@@ -1110,8 +1126,8 @@ $$;
 -- late, once, by an adjustment. Never fails for money: what the balance can't give is booked as uncollected_usd, and what a provider
 -- claims beyond all measure is cut to what the books can hold.
 -- {"status": "unknown_request"} where there is no such request.
--- Locks, in this order: the request, its idempotency key, the limit counters (in key order), the account, the health of services (only where
--- one has failed).
+-- Locks, in this order: the request, its idempotency key, the customer's queue, the limit counters (in key order), the account, the health
+-- of services (only where one has failed).
 -- Generic plans and no scans, as for api.admit_request: 1.5 -> 1.0 ms a call.
 create or replace function api.settle_request(p_settlement jsonb) returns jsonb
 language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off
@@ -1184,8 +1200,33 @@ begin
         v_request.cost_usd := 0;
         v_request.charge_usd := 0;
     end if;
+    v_due := v_request.charge_usd - v_before;
 
     perform set_config('gateway.engine', 'on', true);
+    -- Before what others wait for, and so as if all that is due could be taken: it nearly always can.
+    v_request.collected_usd := v_request.charge_usd;
+    v_request.uncollected_usd := 0;
+    update gateway.requests
+    set state = 'settled', outcome = v_outcome,
+        model_id = v_request.model_id, service_id = v_request.service_id,
+        cost_usd = v_request.cost_usd, charge_usd = v_request.charge_usd,
+        collected_usd = v_request.collected_usd, uncollected_usd = v_request.uncollected_usd,
+        input_tokens = (v_usage ->> 'input')::bigint, cached_input_tokens = (v_usage ->> 'cached_input')::bigint,
+        cache_write_tokens = (v_usage ->> 'cache_write')::bigint, audio_input_tokens = (v_usage ->> 'audio_input')::bigint,
+        image_input_tokens = (v_usage ->> 'image_input')::bigint, output_tokens = (v_usage ->> 'output')::bigint,
+        reasoning_tokens = (v_usage ->> 'reasoning')::bigint, audio_output_tokens = (v_usage ->> 'audio_output')::bigint,
+        image_output_tokens = (v_usage ->> 'image_output')::bigint, images = (v_usage ->> 'images')::bigint,
+        cache_write_1h_tokens = (v_usage ->> 'cache_write_1h')::bigint,
+        usage_estimated = coalesce((p_settlement ->> 'usage_estimated')::boolean, false),
+        failed_routes = nullif(p_settlement -> 'failed_routes', 'null'),
+        status = (p_settlement ->> 'status')::integer, error_code = p_settlement ->> 'error_code',
+        finish_reason = p_settlement ->> 'finish_reason',
+        latency_ms = (p_settlement ->> 'latency_ms')::integer,
+        time_to_first_token_ms = (p_settlement ->> 'time_to_first_token_ms')::integer,
+        provider_request_id = p_settlement ->> 'provider_request_id',
+        provider_cost_usd = case when abs(v_claimed_usd) <= c_most_usd then v_claimed_usd end,
+        settled_at = clock_timestamp()
+    where id = v_request.id and admitted_at = v_request.admitted_at;
     if v_request.idempotency_key is not null then
         -- Its own key, or one that its expiry freed and that nobody has taken since or has failed with. Kept when it is freed: a hold that
         -- expired under it may still be charged, and must then be found by the next one who asks.
@@ -1198,6 +1239,7 @@ begin
             where (i.key_id, i.idempotency_key) = (v_request.key_id, v_request.idempotency_key)
         );
     end if;
+    perform gateway.queue_for_customer(v_request.customer_id);
     if cardinality(v_request.counted) > 0 then
         -- limits of a model or a service that did not answer get everything back; the first model keeps a failed request's count
         foreach v_counted in array v_request.counted loop
@@ -1217,7 +1259,6 @@ begin
         perform gateway.correct_counters(v_corrections);
     end if;
 
-    v_due := v_request.charge_usd - v_before;
     v_take := v_due;
     -- as nearly always: what is due is there, and nothing is owed
     update gateway.accounts
@@ -1247,8 +1288,13 @@ begin
         insert into gateway.ledger_entries (customer_id, kind, amount_usd, balance_after_usd, debt_change_usd, actor)
         values (v_request.customer_id, 'debt_payment', -v_paid, v_account.balance_usd, -v_paid, 'gateway');
     end if;
-    v_request.collected_usd := v_before + v_take;
-    v_request.uncollected_usd := v_request.charge_usd - v_request.collected_usd;
+    if v_take <> v_due then
+        v_request.collected_usd := v_before + v_take;
+        v_request.uncollected_usd := v_request.charge_usd - v_request.collected_usd;
+        update gateway.requests
+        set collected_usd = v_request.collected_usd, uncollected_usd = v_request.uncollected_usd
+        where id = v_request.id and admitted_at = v_request.admitted_at;
+    end if;
 
     if v_late then  -- what its expiry counted
         perform gateway.add_to_rollup(v_request, v_first_model_id, null, -1, -1, '{}', 0, -v_before, 0, null);
@@ -1261,27 +1307,6 @@ begin
         perform gateway.add_failures(v_request, p_settlement -> 'failed_routes');
     end if;
 
-    update gateway.requests
-    set state = 'settled', outcome = v_outcome,
-        model_id = v_request.model_id, service_id = v_request.service_id,
-        cost_usd = v_request.cost_usd, charge_usd = v_request.charge_usd,
-        collected_usd = v_request.collected_usd, uncollected_usd = v_request.uncollected_usd,
-        input_tokens = (v_usage ->> 'input')::bigint, cached_input_tokens = (v_usage ->> 'cached_input')::bigint,
-        cache_write_tokens = (v_usage ->> 'cache_write')::bigint, audio_input_tokens = (v_usage ->> 'audio_input')::bigint,
-        image_input_tokens = (v_usage ->> 'image_input')::bigint, output_tokens = (v_usage ->> 'output')::bigint,
-        reasoning_tokens = (v_usage ->> 'reasoning')::bigint, audio_output_tokens = (v_usage ->> 'audio_output')::bigint,
-        image_output_tokens = (v_usage ->> 'image_output')::bigint, images = (v_usage ->> 'images')::bigint,
-        cache_write_1h_tokens = (v_usage ->> 'cache_write_1h')::bigint,
-        usage_estimated = coalesce((p_settlement ->> 'usage_estimated')::boolean, false),
-        failed_routes = nullif(p_settlement -> 'failed_routes', 'null'),
-        status = (p_settlement ->> 'status')::integer, error_code = p_settlement ->> 'error_code',
-        finish_reason = p_settlement ->> 'finish_reason',
-        latency_ms = (p_settlement ->> 'latency_ms')::integer,
-        time_to_first_token_ms = (p_settlement ->> 'time_to_first_token_ms')::integer,
-        provider_request_id = p_settlement ->> 'provider_request_id',
-        provider_cost_usd = case when abs(v_claimed_usd) <= c_most_usd then v_claimed_usd end,
-        settled_at = clock_timestamp()
-    where id = v_request.id and admitted_at = v_request.admitted_at;
     perform set_config('gateway.engine', 'off', true);
 
     if v_account.balance_usd < v_account.low_mark_usd and v_account.balance_usd + v_take + v_paid >= v_account.low_mark_usd then
