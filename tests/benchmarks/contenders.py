@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 DIRECT = "no gateway"
 PROVIDER_KEY = "sk-the-upstream-takes-any-key"
 
+MANY_CUSTOMERS = 16
+"""As many as connections at most: a busy gateway's requests are of many, and one customer's wait for
+each other."""
 _START_SECONDS = 120.0
 _HTTP_OK = 200
 
@@ -47,6 +50,8 @@ class Contender:
     """Raises LoadError unless the books are in order; returns how many requests were settled and charged."""
     check_streams: Callable[[Pace, int], None] | None = None
     """Raises LoadError unless so many paced streams, and no more, are charged as they were."""
+    plain_of_many: Endpoint | None = None
+    """Where the plain requests of many customers go, where it knows customers."""
 
 
 Starter = contextlib.AbstractContextManager[Contender]

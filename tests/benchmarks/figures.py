@@ -110,6 +110,12 @@ def _gateways(kept: Mapping[str, Any], source: str) -> Iterator[str]:
         ]
         version = "" if name == OURS else f" {each['version']}"
         yield f"| {name}{version}{_NOTES.get(name, '')} | {' | '.join(cells)} |"
+        if (spread := each.get("connections_16_customers_16")) is not None:
+            rate = f"{spread['requests_per_second']:,.0f}"
+            yield (
+                f"| {name}, the 16 of as many customers | | | {_ms(spread['added_p50_ms'])} | {rate} | "
+                f"{_ms(spread['cpu_ms']['own'])} | |"
+            )
     ours = told[OURS]["connections_16"]["cpu_ms"]
     yield ""
     yield (

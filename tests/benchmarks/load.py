@@ -34,6 +34,8 @@ class Endpoint:
     url: str
     headers: Mapping[str, str] = field(repr=False)
     stream: bool
+    keys: tuple[str, ...] = field(default=(), repr=False)
+    """Whose requests take turns, where they are not all of the one key of the headers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ def run_wrk(
         "PATH": os.environ.get("PATH", ""),
         "BENCH_BODY": fixed_answer.request_body(stream=endpoint.stream).decode(),
         "BENCH_HEADERS": "\n".join(f"{name}: {value}" for name, value in headers.items()),
+        "BENCH_KEYS": "\n".join(endpoint.keys),
     }
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={_TIMEOUT_SECONDS}s"]
     before = cpu.seconds(watched)

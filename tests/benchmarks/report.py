@@ -11,7 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from tests.benchmarks.contenders import DIRECT
+from tests.benchmarks.contenders import DIRECT, MANY_CUSTOMERS
 from tests.benchmarks.peers import LITELLM
 from tests.benchmarks.pgbench import PLACES, SCRIPTS
 from tests.benchmarks.rounds import DATABASE_CONNECTIONS, HTTP_CONNECTIONS
@@ -34,6 +34,7 @@ T = TypeVar("T")
 _ONE, _MANY = HTTP_CONNECTIONS
 _PAID, _BARE = SCRIPTS
 _SPREAD, _HOT = PLACES
+_OF_MANY = f"connections_{_MANY}_customers_{MANY_CUSTOMERS}"
 
 
 def _median(values: Sequence[T], read: Callable[[T], float]) -> float:
@@ -56,6 +57,9 @@ def summarise_http(figures: Mapping[str, Figures]) -> dict[str, Any]:
                 # Of a base that has failed nothing is left: then nothing is said of what is added to it.
                 beside = base.loads.get(connections, []) if name != DIRECT and base.failure is None else []
                 told[f"connections_{connections}"] = _summarise_loads(loads, beside)
+        if found.failure is None and found.loads_of_many:
+            beside = base.loads.get(_MANY, []) if base.failure is None else []
+            told[_OF_MANY] = _summarise_loads(found.loads_of_many, beside)
         if found.stream_failure is None:
             others = base.streams if name != DIRECT and base.stream_failure is None else []
             told["stream"] = _summarise_streams(found.streams, others)
@@ -179,8 +183,15 @@ def judge(http: Mapping[str, Any], pairs: Mapping[str, Any] | None) -> list[Budg
             unit="x",
         ),
         _budget(
-            f"requests per second, {_MANY} connections, to LiteLLM's",
+            f"requests per second, {_MANY} connections of one customer, to LiteLLM's",
             _ratio(_at(http, OURS, *rate), _at(http, LITELLM, *rate)),
+            at_least=5,
+            goal="≥ 5",
+            unit="x",
+        ),
+        _budget(
+            f"requests per second, {_MANY} connections of {MANY_CUSTOMERS} customers, to LiteLLM's",
+            _ratio(_at(http, OURS, _OF_MANY, "requests_per_second"), _at(http, LITELLM, *rate)),
             at_least=5,
             goal="≥ 5",
             unit="x",
@@ -412,6 +423,13 @@ def _notes(http: Mapping[str, Any]) -> Iterator[str]:
         if len(cpu) > 1:
             parts = ", ".join(f"{part} {_number(value)}" for part, value in cpu.items())
             yield f"{name}: CPU ms a request at {_MANY} connections: {parts}"
+        if (spread := told.get(_OF_MANY)) is not None:
+            parts = ", ".join(f"{part} {_number(value)}" for part, value in spread["cpu_ms"].items())
+            yield (
+                f"{name}, {_MANY} connections of {MANY_CUSTOMERS} customers: added p50 "
+                f"{_number(spread.get('added_p50_ms'))} ms, p99 {_number(spread.get('added_p99_ms'))}, "
+                f"{_number(spread['requests_per_second'], 0)} requests a second; CPU ms a request: {parts}"
+            )
         if "settled_requests" in told:
             yield f"{name}: the ledger adds up; {told['settled_requests']:,} requests are charged in it"
 

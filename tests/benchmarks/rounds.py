@@ -51,6 +51,7 @@ class Plan:
     def expected_seconds(self, contenders: int) -> float:
         """Return about how long the runs take together, without starts and installations."""
         http = contenders * len(HTTP_CONNECTIONS) * (WARM_UP_SECONDS + self.rounds * (self.seconds + 0.5))
+        http += self.rounds * (self.seconds + 0.5)  # of many customers, through ourselves
         streams = contenders * self.rounds * (self.streams * 0.02 + SHORT.seconds + LONG.seconds + 1)
         streams += SLOW.seconds + SLOW_SPREAD_SECONDS + 5
         connections = [each for place in DATABASE_CONNECTIONS.values() for each in place]
@@ -75,6 +76,8 @@ class Figures:
     """Of many streams at once."""
     loads: dict[int, list[Load]] = field(default_factory=dict)
     """By connections."""
+    loads_of_many: list[Load] = field(default_factory=list)
+    """At the most connections, of many customers."""
     streams: list[Streams] = field(default_factory=list)
     paced: dict[str, list[PacedStreams]] = field(default_factory=dict)
     """By the pace's model; the slow ones are read once."""
@@ -106,6 +109,8 @@ class HttpRounds:
                 self._say(f"round {number + 1} of {rounds}, {connections} connections")
                 for contender in order:
                     self._attempt(contender, self._load, connections)
+            for contender in order:
+                self._attempt(contender, self._load_of_many)
             self._say(f"round {number + 1} of {rounds}, streams")
             for contender in order:
                 self._attempt_streams(contender, self._stream)
@@ -159,6 +164,16 @@ class HttpRounds:
         )
         self.figures[contender.name].loads.setdefault(connections, []).append(ran)
 
+    def _load_of_many(self, contender: Contender) -> None:
+        if contender.plain_of_many is not None:
+            ran = run_wrk(
+                contender.plain_of_many,
+                connections=HTTP_CONNECTIONS[-1],
+                seconds=self._plan.seconds,
+                watched=contender.watched,
+            )
+            self.figures[contender.name].loads_of_many.append(ran)
+
     def _stream(self, contender: Contender) -> None:
         ran = run_streams(contender.stream, count=self._plan.streams)
         self.figures[contender.name].streams.append(ran)
@@ -193,6 +208,7 @@ class HttpRounds:
             found = self.figures[contender.name]
             found.settled = contender.check_books()
             answered = sum(load.requests for loads in found.loads.values() for load in loads)
+            answered += sum(load.requests for load in found.loads_of_many)
             answered += sum(each.streams for each in found.streams)
             answered += sum(each.streams for runs in found.paced.values() for each in runs)
             if found.settled < answered:

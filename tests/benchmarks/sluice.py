@@ -21,7 +21,7 @@ from infra.local.seeding import call
 from infra.local.stack import database_url
 from infra.local.state import StackState
 from tests.benchmarks import cpu
-from tests.benchmarks.contenders import PROVIDER_KEY, Contender, started
+from tests.benchmarks.contenders import MANY_CUSTOMERS, PROVIDER_KEY, Contender, started
 from tests.benchmarks.fixed_answer import PLAIN_MODEL, STREAM_MODEL
 from tests.benchmarks.load import Endpoint, LoadError
 from tests.benchmarks.paced import PROMPT_TOKENS
@@ -61,7 +61,7 @@ def sluice(upstream: Upstream, paced_url: str, directory: Path) -> Iterator[Cont
     ) as pid:
         url = database_url({"DATA_DIR": str(data_dir)})
         with psycopg.connect(url) as connection:
-            key = _seed(connection, data_dir, upstream, paced_url)
+            key, *others = _seed(connection, data_dir, upstream, paced_url)
         chat, headers = f"http://{HOST}:{port}/v1{PATH}", {"authorization": f"Bearer {key}"}
         started_by_it = cpu.children(pid)
         yield Contender(
@@ -77,6 +77,7 @@ def sluice(upstream: Upstream, paced_url: str, directory: Path) -> Iterator[Cont
             },
             lambda: check_books(url),
             lambda pace, count: check_streams(url, pace, count),
+            Endpoint(chat, headers, stream=False, keys=(key, *others)),
         )
 
 
@@ -85,8 +86,10 @@ def sluice_database_url(directory: Path) -> str:
     return database_url({"DATA_DIR": str(directory / "sluice")})
 
 
-def _seed(connection: psycopg.Connection[Any], data_dir: Path, upstream: Upstream, paced_url: str) -> str:
-    """Add a model and a service for each of the upstreams' answers, and a customer; return the key."""
+def _seed(
+    connection: psycopg.Connection[Any], data_dir: Path, upstream: Upstream, paced_url: str
+) -> list[str]:
+    """Add a model and a service for each of the upstreams' answers, and customers; return their keys."""
     state = StackState.read(data_dir)
     assert state is not None
     for models, base_url in (
@@ -113,9 +116,11 @@ def _seed(connection: psycopg.Connection[Any], data_dir: Path, upstream: Upstrea
             ),
             p_enabled_models=models,
         )
-    key = auth.new_key()
-    add_customer(connection, "bench", key_hash=auth.key_hash(key), prefix=auth.key_prefix(key))
-    return key
+    keys = [auth.new_key() for _ in range(MANY_CUSTOMERS)]
+    for number, key in enumerate(keys):
+        name = f"bench-{number}"
+        add_customer(connection, name, key_hash=auth.key_hash(key), prefix=auth.key_prefix(key))
+    return keys
 
 
 def add_model(connection: psycopg.Connection[Any], name: str) -> None:

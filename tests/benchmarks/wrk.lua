@@ -5,6 +5,24 @@ for name, value in os.getenv("BENCH_HEADERS"):gmatch("([^\n:]+): ([^\n]*)") do
   wrk.headers[name] = value
 end
 
+local keys = {}
+for key in os.getenv("BENCH_KEYS"):gmatch("[^\n]+") do
+  keys[#keys + 1] = key
+end
+if #keys > 0 then
+  local requests, turn = {}, 0
+  function init()
+    for number, key in ipairs(keys) do
+      wrk.headers["authorization"] = "Bearer " .. key
+      requests[number] = wrk.format()
+    end
+  end
+  function request()
+    turn = turn % #requests + 1
+    return requests[turn]
+  end
+end
+
 function done(summary, latency)
   local errors = summary.errors
   print(string.format(
