@@ -123,7 +123,7 @@ def _versions(nginx: str, wrk: str, figures: Mapping[str, Figures]) -> dict[str,
 
 def main(  # noqa: PLR0917 - typer calls it by name
     seconds: Annotated[int, typer.Option(min=1, help="Of each run of wrk.")] = 5,
-    rounds: Annotated[int, typer.Option(min=1, help="How often everybody has a turn.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="How often everybody has a turn.")] = 2,
     streams: Annotated[int, typer.Option(min=10, help="Read in each round.")] = 100,
     database_seconds: Annotated[int, typer.Option(min=1, help="Of each run of pgbench.")] = 2,
     output: Annotated[Path | None, typer.Option(help="Where the JSON goes.")] = None,
