@@ -403,7 +403,7 @@ def test_a_service_is_added_tried_out_and_put_right(
     press(dialog, "Switch off")
     expect(desk.locator(".headline")).to_contain_text("off")
     go(dashboard, "services")
-    expect(row(desk, name)).to_contain_text("off")
+    expect(row(desk, name).get_by_text("off", exact=True)).to_be_visible()
     assert dashboard.faults == []
 
 
