@@ -106,3 +106,31 @@ def test_a_settlement_charges_what_the_account_has_when_its_turn_comes(
     assert engine.debt(customer.id) == usd(debt)
     assert engine.account(customer.id)[1] == 0
     engine.assert_books_agree()
+
+
+def test_one_customers_requests_queue_and_nobody_elses(engine: Engine) -> None:
+    engine.settings(default_requests_per_minute=None)
+    customer, other = engine.customer("100"), engine.customer("100")
+    running = engine.admitted(customer.key_hash)
+    with (
+        engine.database.connect(autocommit=False) as first,
+        engine.database.connect() as second,
+        engine.database.connect() as third,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        engine.admitted(customer.key_hash, connection=first)
+        waiting = [pool.submit(engine.settle, running, connection=second)]
+        wait_until_all_wait(engine, waiting)
+        waiting.append(pool.submit(engine.admitted, customer.key_hash, connection=third))
+        wait_until_all_wait(engine, waiting)
+        # one lock for all of them, which PostgreSQL gives in the order of their coming
+        queue = engine.query(
+            "select l.pid from pg_locks as l join pg_database as d on d.oid = l.database"
+            " where d.datname = current_database() and l.locktype = 'advisory' and not l.granted"
+        )
+        assert {row[0] for row in queue} == {each.info.backend_pid for each in (second, third)}
+        engine.settle(engine.admitted(other.key_hash))
+        first.commit()
+        for each in waiting:
+            each.result()
+    engine.assert_books_agree()
