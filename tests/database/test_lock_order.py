@@ -128,9 +128,10 @@ def test_one_customers_requests_queue_and_nobody_elses(engine: Engine) -> None:
             "select l.pid from pg_locks as l join pg_database as d on d.oid = l.database"
             " where d.datname = current_database() and l.locktype = 'advisory' and not l.granted"
         )
-        assert {row[0] for row in queue} == {each.info.backend_pid for each in (second, third)}
+        processes = {each.info.backend_pid for each in (second, third)}
         engine.settle(engine.admitted(other.key_hash))
         first.commit()
         for each in waiting:
             each.result()
+    assert {row[0] for row in queue} == processes
     engine.assert_books_agree()
